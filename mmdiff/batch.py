@@ -1,0 +1,34 @@
+"""The two closed vocabularies that travel through the house: what a clip is, and what a network is told about it."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class Batch(TypedDict, total=False):
+    """Clips as the data set gives them and as `generate` returns them; an image is a one-frame video.
+
+    Frame k is shown at (k + 0.5) / fps seconds and sample n is heard at n / rate, both from the start of the window.
+    A clip without a modality holds zeros there and False in `valid`: absence is never presented as silence.
+    """
+
+    video: Tensor  # (b 3 t h w) float32 in [-1, 1]
+    audio: Tensor  # (b 1 n) float32 in [-1, 1]
+    text: list[str]  # b captions
+    fps: Tensor  # (b,) frames per second
+    rate: int  # audio samples per second, the same for the whole batch
+    valid: dict[str, Tensor]  # "video", "audio" -> (b,) bool
+    id: list[str]  # b stable names; with the seed and the step they determine every random draw
+
+
+class Cond(TypedDict, total=False):
+    """A condition keyed by its route into the network, never by its source."""
+
+    tokens: Tensor  # (b l d) attended to by cross-attention
+    mask: Tensor  # (b l) bool, True where a token is real
+    vector: Tensor  # (b d) added to the time embedding
+    concat: Tensor  # (b c ...) concatenated to the input's channels
+    seconds: dict[str, Tensor]  # modality -> (b t) midpoint in seconds of every latent time step
+    valid: dict[str, Tensor]  # modality -> (b,) bool
