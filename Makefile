@@ -1,0 +1,46 @@
+# make install   an environment of its own in $(VENV)
+# make demo      from nothing to runs/demo/report.html, in at most 15 minutes on 2 cores; again: it continues
+# make test      style, types and tests, as .ci/run runs them
+
+VENV ?= .venv
+PYTHON ?= python3
+
+bin := $(abspath $(VENV))/bin
+export PATH := $(bin):$(PATH)
+
+demo_run := runs/demo
+demo_data := data/sounding_objects_cpu
+shipped := $(wildcard checkpoints/sounding_objects_joint)
+prompts := configs/prompts/demo.txt
+
+.PHONY: install demo test
+
+install: $(VENV)/.installed
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# A stamp is younger than what it was made from, so a second call costs nothing.
+$(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py
+	$(bin)/python -m pip install --disable-pip-version-check --progress-bar on -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(bin)/python -m pip install --disable-pip-version-check -e ".[test]"
+	touch $@
+
+demo: install
+	$(bin)/python datasets/sounding_objects/prepare.py --tier cpu --clips 2048 --out $(demo_data)
+	$(bin)/deepspeed --master_port $$($(bin)/python tools/free_port.py) tools/train.py configs/sounding_objects/demo.yaml run=$(demo_run)
+	$(bin)/python tools/sample_video.py $(demo_run) --prompts $(prompts) --out $(demo_run)/clips/demo --scale 8
+ifneq ($(shipped),)
+	$(bin)/python tools/sample_video.py $(shipped) --prompts $(prompts) --out $(demo_run)/clips/shipped --scale 8
+endif
+	$(bin)/python tools/report.py $(demo_run) $(if $(shipped),--clips $(demo_run)/clips/shipped) --clips $(demo_run)/clips/demo
+
+test: $(VENV)/.installed-test
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy mmdiff
+	$(bin)/pytest
