@@ -1,0 +1,54 @@
+"""Make clips from a trained run: python tools/sample_video.py RUN --prompt TEXT --out DIR"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line; torch is not imported yet, so --help answers at once."""
+    parser = argparse.ArgumentParser(
+        description="Make clips from a trained run: mp4 with sound, png for one frame, wav for sound alone."
+    )
+    add = parser.add_argument
+    add("run", help="a run folder (runs/a) or a released checkpoint (checkpoints/sounding_objects_joint)")
+    add("--prompt", action="append", default=[], metavar="TEXT", help="what to make; may be repeated")
+    add("--prompts", metavar="FILE", help="a text file with one prompt a line")
+    add("--out", required=True, metavar="DIR", help="where clips and their .json side files go")
+    add("--seed", type=int, default=0, help="the same seed gives the same clip, whatever the batch (default 0)")
+    add("--number", type=int, default=1, help="clips a prompt (default 1)")
+    add("--steps", type=int, help="sampling steps (default: the run's own)")
+    add("--guidance", type=float, metavar="S", help="guidance scale; 1 is off (default: the run's own)")
+    add("--sampler", help="euler, heun, ancestral or dpmpp_2m (default: the run's own)")
+    add("--batch", type=int, help="clips at once (default: what fits the memory)")
+    add("--device", default="", help="cpu, cuda:0 or several with commas (default: every GPU, else the CPU)")
+    add("--scale", type=int, default=1, help="enlarge the pictures by this whole number (default 1)")
+    add("--no-ema", dest="ema", action="store_false", help="the raw weights instead of their moving average")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Parse, make, print the paths."""
+    args = parse(argv)
+    from mmdiff.generate import Settings, read_prompts, sample_prompts
+
+    settings = Settings(
+        seed=args.seed, steps=args.steps, guidance=args.guidance, sampler=args.sampler, ema=args.ema, scale=args.scale
+    )
+    paths = sample_prompts(
+        args.run,
+        args.prompt + (read_prompts(args.prompts) if args.prompts else []),
+        out=args.out,
+        settings=settings,
+        number=args.number,
+        batch=args.batch,
+        devices=[name for name in args.device.split(",") if name],
+    )
+    print("\n".join(map(str, paths)))
+
+
+if __name__ == "__main__":
+    from mmdiff.errors import run_tool
+
+    sys.exit(run_tool(main, sys.argv[1:]))
