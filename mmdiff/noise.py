@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,11 @@ def keys(seed: int, purpose: str, step: int, ids: Sequence[str]) -> list[int]:
 def generator(k: int) -> torch.Generator:
     """A CPU generator that belongs to the key alone."""
     return torch.Generator().manual_seed(k)
+
+
+def rng(k: int) -> np.random.Generator:
+    """A NumPy generator that belongs to the key alone, for the parts of the house that need no torch."""
+    return np.random.Generator(np.random.PCG64(k))
 
 
 def normal(shape: Sequence[int], *, keys: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
