@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypedDict
 
 from torch import Tensor
@@ -32,3 +33,23 @@ class Cond(TypedDict, total=False):
     concat: Tensor  # (b c ...) concatenated to the input's channels
     seconds: dict[str, Tensor]  # modality -> (b t) midpoint in seconds of every latent time step
     valid: dict[str, Tensor]  # modality -> (b,) bool
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """The shape of one clip: frames of size (h, w) at fps, and rate audio samples a second over the same window."""
+
+    frames: int
+    fps: float
+    size: tuple[int, int]
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        """The length of the window."""
+        return self.frames / self.fps
+
+    @property
+    def samples(self) -> int:
+        """Audio samples in the window."""
+        return round(self.frames / self.fps * self.rate)

@@ -1,0 +1,241 @@
+"""A diffusion transformer for grids of any dimension (Peebles and Xie 2023; Ma et al. 2024, Latte).
+
+Video is a grid (t h w); sound is the same grid with one token per time step. Blocks are adaLN-zero around
+self-attention in a pattern (layers/attention.py), cross-attention to text, and SwiGLU; queries and keys are normalised
+per head and rotated by (seconds, h, w). Networks know no diffusion: they map (x, t, cond) to a tensor shaped like x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdiff.batch import Cond
+from mmdiff.errors import UserError
+from mmdiff.layers.attention import PATTERNS, attention, grouped_attention, heads_of, merge_heads
+from mmdiff.layers.embed import TimeEmbedding, patchify, unpatchify
+from mmdiff.layers.norm import RMSNorm, rms_norm
+from mmdiff.layers.rope import grid_angles, rotate
+
+Grid = tuple[int, int, int]
+
+
+class DiT(nn.Module):
+    """One branch with its own time embedding: (x (b c t h w) or (b c n), t, cond) -> like x."""
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        modality: str = "video",
+        patch: Sequence[int] = (1, 1, 1),
+        attention: str = "factorised",
+        window: Sequence[int] = (4, 4, 4),
+        ratio: float = 8 / 3,
+        conv: int = 0,
+        text_width: int = 0,
+    ) -> None:
+        super().__init__()
+        self.modality = modality
+        self.time = TimeEmbedding(width)
+        self.vector = nn.Linear(text_width, width) if text_width else None
+        text = [TextAttention(width, heads, text_width) for _ in range(depth)] if text_width else None
+        self.branch = Branch(channels, width, depth, heads, patch, attention, window, ratio, conv, text)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        h, angles = self.branch.open(x, cond["seconds"][self.modality])
+        c = condition(self.time(self.branch.token_time(t, x)), self.vector, cond)
+        for block in self.branch.blocks:
+            h = block.feed(block.attend(h, c, angles, cond), c)
+        return self.branch.close(h, c, x)
+
+
+class Branch(nn.Module):
+    """Everything of one modality: patch embedding, blocks, final layer. Tokens are (b t h w d) throughout."""
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        patch: Sequence[int],
+        pattern: str,
+        window: Sequence[int],
+        ratio: float,
+        conv: int,
+        text: Sequence[TextAttention] | None,
+    ) -> None:
+        super().__init__()
+        if pattern not in PATTERNS:
+            raise UserError(f"attention: {pattern!r} is not one of {', '.join(PATTERNS)}.")
+        if width % heads or (width // heads) % 2:
+            raise UserError(f"width {width} must divide into {heads} heads of an even size; change width or heads.")
+        self.patch: Grid = (patch[0], patch[1], patch[2])
+        self.head = width // heads
+        volume = channels * patch[0] * patch[1] * patch[2]
+        patterns = PATTERNS[pattern]
+        self.embed = nn.Linear(volume, width)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, patterns[i % len(patterns)], window, ratio, conv, text[i] if text else None)
+            for i in range(depth)
+        )
+        self.modulation = zero(nn.Linear(width, 2 * width))
+        self.out = zero(nn.Linear(width, volume))
+
+    def open(self, x: Tensor, seconds: Tensor) -> tuple[Tensor, Tensor]:
+        """x (b c t h w) or (b c n), seconds (b t) -> tokens (b t h w d), angles (b t h w head/2)."""
+        tokens = patchify(as_grid(x), self.patch)
+        seconds = seconds.unflatten(1, (-1, self.patch[0])).mean(-1)
+        return self.embed(tokens).float(), grid_angles(seconds, (tokens.shape[2], tokens.shape[3]), head=self.head)
+
+    def clock(self, seconds: Tensor, h: Tensor) -> Tensor:
+        """Angles of seconds alone, for meeting another modality: (b t*h*w head/2)."""
+        seconds = seconds.unflatten(1, (-1, self.patch[0])).mean(-1)
+        angles = grid_angles(seconds, (1, 1), head=self.head)  # (b t 1 1 e)
+        return angles.expand(*h.shape[:4], -1).flatten(1, 3)
+
+    def close(self, h: Tensor, c: Tensor, like: Tensor) -> Tensor:
+        """Tokens back to the shape of the input."""
+        shift, scale = self.modulation(F.silu(c)).chunk(2, -1)
+        y = self.out(torch.addcmul(shift, rms_norm(h), 1 + scale))
+        return unpatchify(y, self.patch).reshape(like.shape)
+
+    def token_time(self, t: Tensor, x: Tensor) -> Tensor:
+        """t (b,) -> (b 1 1 1); t shaped like x -> the mean of each token's patch (b t h w)."""
+        if t.ndim == 1:
+            return t[:, None, None, None]
+        return patchify(as_grid(t.expand_as(x)), self.patch).mean(-1)
+
+
+class Block(nn.Module):
+    """adaLN-zero block of one modality, in two halves so that a joint model can let branches meet in between.
+
+    At initialisation both halves are the identity: modulation gates and the text output are zero.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        pattern: str,
+        window: Sequence[int],
+        ratio: float,
+        conv: int,
+        text: TextAttention | None,
+    ) -> None:
+        super().__init__()
+        self.attention = SelfAttention(width, heads, pattern, window)
+        self.text = text
+        self.mlp = SwiGLU(width, int(ratio * width))
+        self.conv = TimeConv(width, conv) if conv else None
+        self.modulation = zero(nn.Linear(width, 6 * width))
+
+    def attend(self, x: Tensor, c: Tensor, angles: Tensor, cond: Cond) -> Tensor:
+        """x (b t h w d), c (b t|1 h|1 w|1 d): self-attention, then text."""
+        shift, scale, gate = self.modulation(F.silu(c)).chunk(6, -1)[:3]
+        h = torch.addcmul(shift, rms_norm(x), 1 + scale)
+        if self.conv is not None:
+            h = self.conv(h)
+        x = x + gate * self.attention(h, angles)
+        if self.text is not None:
+            x = x + self.text(x.flatten(1, 3), cond).view_as(x)
+        return x
+
+    def feed(self, x: Tensor, c: Tensor) -> Tensor:
+        """The feed-forward half."""
+        shift, scale, gate = self.modulation(F.silu(c)).chunk(6, -1)[3:]
+        return x + gate * self.mlp(torch.addcmul(shift, rms_norm(x), 1 + scale))
+
+
+class SelfAttention(nn.Module):
+    """Attention of a grid to itself in one pattern, with per-head QK-norm (Henry et al. 2020) and RoPE."""
+
+    def __init__(self, width: int, heads: int, pattern: str, window: Sequence[int]) -> None:
+        super().__init__()
+        self.heads, self.pattern = heads, pattern
+        self.window: Grid = (window[0], window[1], window[2])
+        self.qkv = nn.Linear(width, 3 * width)
+        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # 3 x (b t h w k e)
+        q, k = rotate(self.norm_q(q), angles), rotate(self.norm_k(k), angles)
+        y = grouped_attention(q, k, v, pattern=self.pattern, window=self.window)
+        return self.out(y.flatten(-2))  # (b t h w d)
+
+
+class TextAttention(nn.Module):
+    """Cross-attention to the text tokens, whose keys and values are computed once a clip, not once a frame."""
+
+    def __init__(self, width: int, heads: int, text_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(text_width, 2 * width)
+        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.out = zero(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        """x (b n d) -> (b n d)"""
+        if "tokens" not in cond:
+            raise UserError("the network attends to text (text_width > 0) but the conditioner gives no tokens: set text_width: 0.")
+        k, v = self.kv(cond["tokens"]).chunk(2, -1)  # (b l d)
+        q = self.norm_q(heads_of(self.q(rms_norm(x)), self.heads))  # (b k n e)
+        k = self.norm_k(heads_of(k, self.heads))
+        return self.out(merge_heads(attention(q, k, heads_of(v, self.heads), mask=cond.get("mask"))))
+
+
+class SwiGLU(nn.Module):
+    """(silu(x W1) * x W2) W3 (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 2 * hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * value)
+
+
+class TimeConv(nn.Module):
+    """x + a depthwise convolution along time: the prior that neighbouring moments matter most. Zero at initialisation."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.taps = nn.Parameter(torch.zeros(kernel, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b t h w d); an odd kernel keeps the length."""
+        reach, n = len(self.taps) // 2, x.shape[1]
+        padded = F.pad(x, (0, 0, 0, 0, 0, 0, reach, reach))
+        for i, tap in enumerate(self.taps):
+            x = torch.addcmul(x, padded[:, i : i + n], tap)
+        return x
+
+
+def condition(time: Tensor, vector: nn.Linear | None, cond: Cond) -> Tensor:
+    """The time embedding (b ... d) plus the condition's vector, if the network has a door for it."""
+    if vector is None or "vector" not in cond:
+        return time
+    return time + vector(cond["vector"])[:, None, None, None]
+
+
+def as_grid(x: Tensor) -> Tensor:
+    """(b c n) -> (b c n 1 1); a grid passes through."""
+    return x[..., None, None] if x.ndim == 3 else x
+
+
+def zero(layer: nn.Linear) -> nn.Linear:
+    """Start as the zero map."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

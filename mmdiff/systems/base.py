@@ -1,0 +1,38 @@
+"""What a system is: it owns a loss and a `generate`, and the loop asks nothing else of it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import Tensor, nn
+
+from mmdiff.batch import Batch
+
+Logs = dict[str, Tensor]  # detached scalars
+Report = Callable[[int, int], None]  # (steps done, steps in all)
+
+
+class System(nn.Module):
+    """Something that learns and dreams. Every random draw is a function of (seed, purpose, step, batch["id"])."""
+
+    @abstractmethod
+    def players(self) -> dict[str, nn.Module]:
+        """The trainable modules, each with an optimizer of its own; a GAN has two."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, *, seed: int, step: int, player: str) -> tuple[Tensor, Logs]:
+        """Mean loss of one player over the batch, and what to log of it."""
+
+    @abstractmethod
+    def generate(
+        self, batch: Batch, *, seed: int, steps: int, sampler: str, guidance: float, report: Report | None = None
+    ) -> Batch:
+        """Clips for batch["text"], named by batch["id"]; an id and a seed give the same clip in any batch."""
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Take from data what is not learned by gradients (statistics of a codec); nothing by default."""
+
+    def held_out(self, batch: Batch, *, times: Sequence[float], seed: int) -> dict[str, list[float]]:
+        """Errors on held-out clips at fixed noise levels with fixed noise, per modality; nothing by default."""
+        return {}

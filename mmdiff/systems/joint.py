@@ -1,0 +1,90 @@
+"""Picture and sound as one random variable.
+
+Both latents are packed into one flat vector, so process, samplers, guidance and loss never learn that there are two
+modalities; the vector is unpacked at the network's door, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmdiff.batch import Batch, ClipShape, Cond
+from mmdiff.denoiser import Denoiser
+from mmdiff.sampling import uniform
+from mmdiff.systems.diffusion import Diffusion, decode_with
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Joint(Diffusion):
+    """Joint diffusion of video and audio. `weights` is each modality's share in the loss (1 if not named)."""
+
+    def __init__(
+        self,
+        *,
+        video: nn.Module,
+        audio: nn.Module,
+        conditioner: nn.Module,
+        denoiser: Denoiser,
+        shape: ClipShape,
+        drop: float = 0.1,
+        weights: dict[str, float] | None = None,
+        grid: Callable[[int], Tensor] = uniform,
+    ) -> None:
+        super().__init__(
+            autoencoder=video, conditioner=conditioner, denoiser=denoiser, shape=shape, drop=drop, grid=grid
+        )
+        self.autoencoders["audio"] = audio
+        self.weights = weights or {}
+        denoiser.net = Door(denoiser.net, self.latent_shapes())
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Clips -> (b n), video first; a modality that a clip lacks is zero."""
+        latents = {}
+        for name, autoencoder in self.autoencoders.items():
+            z = autoencoder.encode(batch[name].to(self.device))  # type: ignore[literal-required]
+            here = batch["valid"][name].to(z.device).reshape(-1, *[1] * (z.ndim - 1))
+            latents[name] = torch.where(here, z, 0.0)
+        return pack(latents)
+
+    def decode(self, x: Tensor, batch: Batch, *, keys: Sequence[int]) -> Batch:
+        parts = unpack(x, self.latent_shapes())
+        clips = {name: decode_with(self.autoencoders[name], z, keys) for name, z in parts.items()}
+        return Batch(**batch, **clips)  # type: ignore[typeddict-item]
+
+    def split(self, errors: Tensor) -> dict[str, Tensor]:
+        return {name: e.flatten(1).mean(1) for name, e in unpack(errors, self.latent_shapes()).items()}
+
+    def weight(self, name: str) -> float:
+        return self.weights.get(name, 1.0)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        return (sum(math.prod(shape) for shape in self.latent_shapes().values()),)
+
+
+class Door(nn.Module):
+    """Unpack (b n) for a network of named modalities, and pack what it answers."""
+
+    def __init__(self, net: nn.Module, shapes: Shapes) -> None:
+        super().__init__()
+        self.net, self.shapes = net, shapes
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """x (b n); t (b,), or (b n) where entries have a time of their own."""
+        times = dict.fromkeys(self.shapes, t) if t.ndim == 1 else unpack(t.expand_as(x), self.shapes)
+        return pack(self.net(unpack(x, self.shapes), times, cond))
+
+
+def pack(parts: dict[str, Tensor]) -> Tensor:
+    """name: (b ...) -> (b n), in the order of the names given."""
+    return torch.cat([part.flatten(1) for part in parts.values()], 1)
+
+
+def unpack(x: Tensor, shapes: Shapes) -> dict[str, Tensor]:
+    """(b n) -> name: (b *shape), views."""
+    pieces = x.split([math.prod(shape) for shape in shapes.values()], 1)
+    return {name: piece.unflatten(1, shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
