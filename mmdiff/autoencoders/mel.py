@@ -8,6 +8,7 @@ Sondergaard 2013, algorithm 2).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -29,6 +30,10 @@ class Mel(nn.Module):
     `floor_db` are silence: the picture is log(1 + mel / floor). components=None keeps every direction.
     """
 
+    hann: Tensor  # (window)
+    filters: Tensor  # (bands bins)
+    inverse: Tensor  # (bins bands)
+
     def __init__(
         self,
         *,
@@ -47,7 +52,7 @@ class Mel(nn.Module):
             raise UserError(f"window {window} must be at least twice hop {hop}, and differ from it by an even number.")
         self.rate, self.hop, self.window, self.bands, self.group = rate, hop, window, bands, group
         self.floor, self.iterations = 10 ** (floor_db / 20), iterations
-        self.channels = components or bands * group
+        self.channels = bands * group if components is None else components
         self.components = Components(size=bands * group, kept=self.channels, whiten=whiten)
         self.size = 1 << (window - 1).bit_length()  # of the FFT
         self.register_buffer("hann", torch.hann_window(window), persistent=False)
@@ -141,4 +146,9 @@ def _filters(bins: int, *, bands: int, rate: int) -> Tensor:
     """Triangular mel filters (bands bins), HTK scale, from 0 Hz to the Nyquist frequency."""
     from torchaudio.functional import melscale_fbanks
 
-    return melscale_fbanks(bins, 0.0, rate / 2, bands, rate).T.contiguous()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of empty filters, which are an error here
+        filters = melscale_fbanks(bins, 0.0, rate / 2, bands, rate).T.contiguous()
+    if empty := int((filters.sum(1) == 0).sum()):
+        raise UserError(f"{empty} of {bands} mel bands hold no frequency bin: take fewer bands or a longer window.")
+    return filters

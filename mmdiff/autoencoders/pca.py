@@ -24,6 +24,10 @@ class Components(nn.Module):
     """
 
     FLAT = 1e-7
+    mean: Tensor  # (size)
+    basis: Tensor  # (size kept), orthonormal columns
+    scale: Tensor  # (kept)
+    ready: Tensor  # () bool
 
     def __init__(self, *, size: int, kept: int, whiten: float = 1.0) -> None:
         super().__init__()
@@ -33,7 +37,7 @@ class Components(nn.Module):
             raise UserError(f"whiten is {whiten}: choose a number from 0 (only rotate) to 1 (unit variance each).")
         self.whiten = whiten
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("basis", torch.zeros(size, kept))  # columns are orthonormal
+        self.register_buffer("basis", torch.zeros(size, kept))
         self.register_buffer("scale", torch.ones(kept))
         self.register_buffer("ready", torch.tensor(False))
         self._known = False
