@@ -30,6 +30,7 @@ class Mel(nn.Module):
     `floor_db` are silence: the picture is log(1 + mel / floor). components=None keeps every direction.
     """
 
+    invents_phase = True  # decode takes keys
     hann: Tensor  # (window)
     filters: Tensor  # (bands bins)
     inverse: Tensor  # (bins bands)
