@@ -1,4 +1,4 @@
-"""The exception that a person is meant to read (what is wrong, where, what to do about it), and how a tool ends on it."""
+"""The exception that a person is meant to read (what is wrong, where, what to do), and how a tool ends on it."""
 
 from __future__ import annotations
 

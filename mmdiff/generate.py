@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -24,8 +24,11 @@ from mmdiff.batch import Batch
 from mmdiff.data import media
 from mmdiff.errors import UserError
 from mmdiff.progress import Advance, bar
+from mmdiff.sampling import SAMPLERS
+from mmdiff.train.settings import Sample
 
 FIRST_BATCH = {"cuda": 64, "cpu": 8}
+CHOICES = ("steps", "guidance", "sampler")
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,19 @@ class Settings:
     ema: bool = True
     scale: int = 1  # whole-number enlargement of the written pictures, for players that show 32x32 as a dot
 
-    def chosen(self) -> dict[str, Any]:
-        """The arguments of `System.generate` that were chosen here."""
-        choices = {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
+    def resolved(self, sample: Sample) -> Settings:
+        """Fill what was not chosen from the run's `sample` section, and refuse what cannot be."""
+        choices = {name: getattr(sample, name) for name in CHOICES if getattr(self, name) is None}
+        settings = replace(self, **choices)
+        if settings.sampler is not None and settings.sampler not in SAMPLERS:
+            raise UserError(f"There is no sampler called {settings.sampler!r}. Choose one of {', '.join(SAMPLERS)}.")
+        if min(1 if settings.steps is None else settings.steps, self.scale) < 1:
+            raise UserError(f"Steps ({settings.steps}) and scale ({self.scale}) have to be 1 or more.")
+        return settings
+
+    def arguments(self) -> dict[str, Any]:
+        """What `System.generate` is told."""
+        choices = {name: getattr(self, name) for name in CHOICES}
         return {"seed": self.seed} | {name: value for name, value in choices.items() if value is not None}
 
 
@@ -103,7 +116,10 @@ def sample_prompts(
 def plan(prompts: Sequence[str], number: int) -> list[Job]:
     """`number` jobs a prompt; ids depend on the place of the prompt, so that an edited prompt keeps its noise."""
     if number < 1 or not prompts:
-        raise UserError(f"There is nothing to make: {len(prompts)} prompts, {number} clips each. Ask for one or more.")
+        raise UserError(
+            f"There is nothing to make: {len(prompts)} prompts, {number} clips each. "
+            "Give --prompt TEXT or --prompts FILE, and a --number from 1."
+        )
     clean = [prompt.encode("utf-8", "replace").decode() for prompt in prompts]  # lone surrogates cannot be encoded
     pairs = [(place, prompt, n) for place, prompt in enumerate(clean) for n in range(number)]
     return [Job(index, prompt, f"{place}-{n}") for index, (place, prompt, n) in enumerate(pairs)]
@@ -144,9 +160,10 @@ def _work(
 ) -> list[tuple[int, Path]]:
     """Load the run on one device and make its share of the clips -> (index, path) pairs."""
     system, config, info = build.load(run, ema=settings.ema, device=device)
+    settings = settings.resolved(Sample(**config.get("sample", {})))
     facts = {"run": run, "checkpoint": info, "mmdiff": __version__, "torch": torch.__version__, "device": device}
     made = []
-    for share, clips in generate(system, config, jobs, settings=settings, batch=batch, device=device, advance=advance):
+    for share, clips in generate(system, jobs, settings=settings, batch=batch, device=device, advance=advance):
         for row, job in enumerate(share):
             made.append((job.index, write(clips, row, job, Path(out), settings=settings, facts=facts)))
     return made
@@ -154,7 +171,6 @@ def _work(
 
 def generate(
     system: Any,
-    config: dict[str, Any],
     jobs: Sequence[Job],
     *,
     settings: Settings,
@@ -166,13 +182,14 @@ def generate(
     size, done = batch or FIRST_BATCH.get(torch.device(device).type, 8), 0
     while done < len(jobs):
         share, told = jobs[done : done + size], [0.0]
+        request: Batch = {"text": [job.prompt for job in share], "id": [job.id for job in share]}
 
         def report(step: int, steps: int, share: Sequence[Job] = share, told: list[float] = told) -> None:
             advance(len(share) * step / steps - told[0])
             told[0] = len(share) * step / steps
 
         try:
-            clips = system.generate(request(config, share, device=device), report=report, **settings.chosen())
+            clips = system.generate(request, report=report, **settings.arguments())
         except RuntimeError as error:
             if len(share) == 1 or not out_of_memory(error):
                 raise
@@ -182,12 +199,6 @@ def generate(
         advance(len(share) - told[0])
         yield share, clips
         done += len(share)
-
-
-def request(config: dict[str, Any], jobs: Sequence[Job], *, device: str) -> Batch:
-    """What a system needs to know about clips that do not exist yet."""
-    fps = torch.full((len(jobs),), float(config["data"]["fps"]), device=device)
-    return {"text": [job.prompt for job in jobs], "id": [job.id for job in jobs], "fps": fps}
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -1,4 +1,4 @@
-"""Prompts to files: a clip belongs to its seed and id, memory never decides what it looks like, and hostile prompts are harmless."""
+"""Prompts to files: a clip belongs to its seed and id, memory does not change it, and hostile prompts are harmless."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmdiff import generate, noise
 from mmdiff.errors import UserError
 from mmdiff.generate import Settings, read_prompts, sample_prompts
 
-CONFIG = {"data": {"fps": 8}}
+CONFIG = {"sample": {"steps": 4, "sampler": "euler"}}
 
 
 class Dream:
@@ -22,7 +22,7 @@ class Dream:
     def __init__(self, room: int = 100, frames: int = 8, sound: bool = True) -> None:
         self.room, self.frames, self.sound, self.sizes = room, frames, sound, []
 
-    def generate(self, batch, *, seed, report, steps=3):
+    def generate(self, batch, *, seed, report, steps, sampler, guidance):
         self.sizes.append(len(batch["id"]))
         if len(batch["id"]) > self.room:
             report(1, steps)
@@ -30,7 +30,11 @@ class Dream:
         for step in range(steps):
             report(step + 1, steps)
         keys = noise.keys(seed, "dream", 0, batch["id"])
-        clips = {"video": noise.normal((3, self.frames, 16, 16), keys=keys), "fps": batch["fps"], "rate": 8000}
+        clips = {
+            "video": noise.normal((3, self.frames, 16, 16), keys=keys),
+            "fps": torch.full((len(keys),), 8.0),
+            "rate": 8000,
+        }
         return clips | ({"audio": 0.1 * noise.normal((1, 8000), keys=keys)} if self.sound else {})
 
 
@@ -89,7 +93,8 @@ def test_progress_ends_at_the_number_of_clips_even_after_a_retreat(dream):
     total = []
     dream.room = 2
     jobs = generate.plan(["a", "b", "c", "d", "e"], 1)
-    list(generate.generate(dream, CONFIG, jobs, settings=Settings(), advance=total.append))
+    settings = Settings(steps=3, sampler="euler", guidance=1.0)
+    list(generate.generate(dream, jobs, settings=settings, advance=total.append))
     assert sum(total) == pytest.approx(5)
 
 
@@ -140,6 +145,12 @@ def test_prompt_files(tmp_path):
         read_prompts(tmp_path / "absent.txt")
 
 
+def test_what_was_not_chosen_comes_from_the_run_and_is_written_down(dream, tmp_path):
+    (path,) = make(tmp_path, ["x"], settings=Settings(sampler="heun"))
+    side = json.loads(path.with_suffix(".json").read_text())
+    assert (side["steps"], side["sampler"], side["guidance"]) == (4, "heun", 2.0)
+
+
 def test_what_the_user_can_mend_is_a_user_error(dream, tmp_path):
     for prompts, number in (([], 1), (["x"], 0)):
         with pytest.raises(UserError, match="nothing to make"):
@@ -147,6 +158,9 @@ def test_what_the_user_can_mend_is_a_user_error(dream, tmp_path):
     for device in ("cuda:99", "gpu"):
         with pytest.raises(UserError, match=device):
             sample_prompts("runs/a", ["x"], out=tmp_path, devices=[device], progress=False)
+    for settings, complaint in ((Settings(sampler="eular"), "euler"), (Settings(steps=0), "Steps")):
+        with pytest.raises(UserError, match=complaint):
+            make(tmp_path, ["x"], settings=settings)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         make(tmp_path / "file" / "out", ["x"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mmdiff.errors import run_tool
+
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line; torch is not imported yet, so --help answers at once."""
@@ -49,6 +51,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from mmdiff.errors import run_tool
-
     sys.exit(run_tool(main, sys.argv[1:]))
