@@ -1,8 +1,9 @@
 """Captions of a scene, each with the facts that it states, and the exact way back from a text to its facts.
 
-The one idea: a caption is one clause an object, a clause is a template whose slots are facts, and every slot is filled from
-words that mean one thing only; so `parse` can read any template, and only stated facts are ever scored. Templates are
-split into train, val and para (held-out paraphrases: unseen clause structures made of words that train has seen).
+The one idea: a caption is one clause an object, a clause is a template whose slots are facts, and every slot is
+filled from words that mean one thing only; so `parse` can read any template, and only stated facts are ever scored.
+Templates are split into train, val and para (held-out paraphrases: unseen clause structures made of words that
+train has seen).
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def _facts(clause: str) -> ObjectFacts:
         missing = "colour" if found is None else "shape" if shape is None else "motion"
         raise UserError(
             f"The caption clause {clause!r} names no {missing} of the sounding world, so it cannot be scored. Colours: "
-            f"{', '.join(COLOURS)}; shapes: circle or ball, square or box, triangle; motions: falls, slides, stays still."
+            f"{', '.join(COLOURS)}; shapes: circle or ball, square or box, triangle; motions: falls, slides, is still."
         )
     return ObjectFacts(
         colour=found.group(1),

@@ -24,8 +24,8 @@ def radius(thing: Object) -> float:
 def impacts(thing: Object, seconds: float) -> list[tuple[float, str, float]]:
     """Impacts of one object in [0, seconds) as (time, surface, speed), by the kinematics of constant acceleration.
 
-    A drop from height h lands at t1 = sqrt(2 h / g) with speed g t1, and again every 2 g t1 e^k / g; a slide crosses the
-    free width at v e^k after its k-th impact.
+    A drop from height h lands at t1 = sqrt(2 h / g) with speed g t1, and again every 2 t1 e^k; a slide crosses the free
+    width at v e^k after its k-th impact.
     """
     if thing.motion.kind == "drop":
         return _bounces(thing, seconds)
@@ -34,8 +34,9 @@ def impacts(thing: Object, seconds: float) -> list[tuple[float, str, float]]:
 
 def _bounces(thing: Object, seconds: float) -> list[tuple[float, str, float]]:
     move = thing.motion
+    found: list[tuple[float, str, float]] = []
     t = float(np.sqrt(2 * max(CANVAS - radius(thing) - move.start[1], 0.0) / move.gravity))
-    speed, found = move.gravity * t, []
+    speed = move.gravity * t
     while t < seconds and len(found) < _MOST_IMPACTS:
         found.append((t, "floor", speed))
         speed *= move.restitution
@@ -47,7 +48,8 @@ def _walls(thing: Object, seconds: float) -> list[tuple[float, str, float]]:
     move, r = thing.motion, radius(thing)
     along = move.start[0] if move.direction in ("left", "right") else move.start[1]
     way = along - r if move.direction in ("left", "up") else CANVAS - r - along
-    t, speed, toward, found = way / move.speed, move.speed, move.direction, []
+    found: list[tuple[float, str, float]] = []
+    t, speed, toward = way / move.speed, move.speed, move.direction
     while t < seconds and len(found) < _MOST_IMPACTS:
         found.append((t, _SURFACE[toward], speed))
         speed *= move.restitution

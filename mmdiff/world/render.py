@@ -1,7 +1,7 @@
 """Pictures of a scene: shapes of one colour on a plain ground, sampled 4 x 4 times per pixel at the frame's centre.
 
-The one idea: coverage is computed only in a small window around each object, for all frames at once. Frame k shows the
-scene at (k + 0.5) / fps. Shapes touch a surface with their bounding box, so the picture and the impacts agree.
+The one idea: coverage is computed only in a small window around each object, for all frames at once. Frame k shows
+the scene at (k + 0.5) / fps. Shapes touch a surface with their bounding box, so the picture and the impacts agree.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Scenes of the sounding world, drawn from a key, and the rule that says to which split a scene belongs.
 
-The one idea: the discrete choices (colours, motions, numbers of bounces) are drawn first and the continuous ones then from
-the set that is admissible for them, so that no rejection biases the mix. A tier changes resolution and not the picture:
-its clock is stretched by seconds / 2, and a clip of any tier holds the same kinds of motion. Membership of a split is a
-hash of the scene, never of the seed; the compositional hold-outs follow Johnson et al., "CLEVR" (2017), section 4.7.
+The one idea: the discrete choices (colours, motions, numbers of bounces) are drawn first and then the continuous
+ones from the set that is admissible for them, so that no rejection biases the mix. A tier changes resolution and
+not the picture: its clock is stretched by seconds / 2, and a clip of any tier holds the same kinds of motion.
+Membership of a split is a hash of the scene, never of the seed; the compositional hold-outs follow Johnson et al.,
+"CLEVR" (2017), section 4.7.
 """
 
 from __future__ import annotations
@@ -40,9 +41,34 @@ from mmdiff.world.things import (
 )
 
 __all__ = [
-    *("BINDINGS", "BY_SHAPE", "CANVAS", "COLOURS", "DIRECTIONS", "HELD_OUT_BINDINGS", "HELD_OUT_PAIRS", "MATERIALS"),
-    *("SHAPES", "SIZES", "SPLITS", "TIERS", "TIMBRES", "Event", "Facts", "Motion", "Object", "ObjectFacts", "Scene"),
-    *("Tier", "admissible", "events", "impacts", "position", "radius", "sample_scene", "split_of", "truth"),
+    "BINDINGS",
+    "BY_SHAPE",
+    "CANVAS",
+    "COLOURS",
+    "DIRECTIONS",
+    "HELD_OUT_BINDINGS",
+    "HELD_OUT_PAIRS",
+    "MATERIALS",
+    "SHAPES",
+    "SIZES",
+    "SPLITS",
+    "TIERS",
+    "TIMBRES",
+    "Event",
+    "Facts",
+    "Motion",
+    "Object",
+    "ObjectFacts",
+    "Scene",
+    "Tier",
+    "admissible",
+    "events",
+    "impacts",
+    "position",
+    "radius",
+    "sample_scene",
+    "split_of",
+    "truth",
 ]
 
 RESTITUTION = (0.6, 0.85)
@@ -59,8 +85,8 @@ Kind = tuple[str, str, int]  # motion, direction, number of bounces (drop only)
 def sample_scene(*, seed: int, index: int, split: str, tier: Tier, binding: str = "by_shape") -> Scene:
     """Scene number `index` of a split: a pure function of its arguments.
 
-    Training mix: 80 % one object and 20 % two; the first object drops (50 %), slides (40 %) or stays (10 %, half of these
-    beside a moving object and half alone and silent). `count` holds three objects or a drop with four impacts.
+    Training mix: 80 % one object and 20 % two; the first object drops (50 %), slides (40 %) or stays (10 %, half
+    of these beside a moving object and half alone and silent). `count` holds three objects or a drop with four impacts.
     """
     _check(split, binding)
     rng = noise.rng(noise.key(seed, "scene", split, tier.name, binding, index))
@@ -95,7 +121,7 @@ def split_of(scene: Scene, seconds: float) -> str:
     return {13: "val", 14: "iid", 15: "para"}.get(bucket, "train")
 
 
-def _cell(thing: Object, seconds: float) -> list[str | int]:
+def _cell(thing: Object, seconds: float) -> list[str | float]:
     hits = impacts(thing, seconds)
     first = int(16 * hits[0][0] / seconds) if hits else -1
     x, y = thing.motion.start
@@ -124,7 +150,7 @@ def _draw(rng: np.random.Generator, split: str, tier: Tier, binding: str) -> Sce
     shapes = [_shape(rng, colour, held_out=split == "comp" and i == 0) for i, colour in enumerate(colours)]
     sizes = [str(rng.choice(list(SIZES))) for _ in kinds]
     timbres = [_timbre(rng, shape, binding, held_out=split == "bind" and i == 0) for i, shape in enumerate(shapes)]
-    grey = float(rng.uniform(0.05, 0.2))
+    grey = round(255 * float(rng.uniform(0.05, 0.2))) / 255  # a level that uint8 holds exactly
     for _ in range(_TRIES):
         motions = _motions(rng, kinds, sizes, tier)
         things = tuple(map(Object, colours, shapes, sizes, motions, timbres))
@@ -194,7 +220,7 @@ def _possible(tier: Tier, number: int) -> bool:
 def _falls(tier: Tier, size: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Restitutions for which `number` impacts fit the clip, with the least and the greatest time of the first one.
 
-    Impact k is at t1 c_k with c_k = 1 + 2 (e + ... + e^(k-1)): the last must come before the end, the next after the clip.
+    Impact k is at t1 c_k with c_k = 1 + 2 (e + ... + e^(k-1)): the last is early enough, the next after the clip.
     """
     e = RESTITUTION[0] + (RESTITUTION[1] - RESTITUTION[0]) * _GRID
     last = 1 + 2 * sum((e**k for k in range(1, number)), np.zeros_like(e))

@@ -1,8 +1,8 @@
 """Sounds of a scene: every impact strikes a small bank of decaying sines at its exact time, between samples.
 
 The one idea is modal synthesis (van den Doel, Kry and Pai, "FoleyAutomatic", SIGGRAPH 2001): a timbre is a list of
-frequency ratios with one decay, plus a burst of noise; size sets the pitch and the speed of the impact sets the gain. The
-gain is the same for all clips, so that silence stays silent and loudness carries information.
+frequency ratios with one decay, plus a burst of noise; size sets the pitch and the speed of the impact the gain.
+All clips share one gain, so that silence stays silent and loudness carries information.
 """
 
 from __future__ import annotations

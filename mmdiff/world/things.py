@@ -1,8 +1,9 @@
 """What the sounding world is made of: tables of words, tiers, and the frozen records of scenes, events and facts.
 
-The one idea: a scene is a small frozen record, and everything else - positions, impacts, stated facts - is a closed form
-of it, so that a generated clip can be judged against exact answers. Lengths are in units of a 32 x 32 canvas (pixels of
-the `cpu` tier; y points down) and times in seconds. The hold-outs follow Johnson et al., "CLEVR" (2017), section 4.7.
+The one idea: a scene is a small frozen record, and everything else - positions, impacts, stated facts - is a closed
+form of it, so that a generated clip can be judged against exact answers. Lengths are in units of a 32 x 32 canvas
+(pixels of the `cpu` tier; y points down) and times in seconds. The hold-outs follow Johnson et al., "CLEVR" (2017),
+section 4.7.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Event:
-    """An impact at `t` seconds of object number `object` on a surface (floor, left, right or top), at `speed` units/s."""
+    """An impact at `t` seconds of object number `object` on a surface (floor, left, right, top), at `speed` units/s."""
 
     t: float
     object: int
