@@ -35,6 +35,7 @@ PARTS = {
     "text": "mmdiff.conditioners:Text",
     "hf_text": "mmdiff.conditioners:HFText",
     "conditioners": "mmdiff.conditioners:Conditioners",
+    "frame_rate": "mmdiff.conditioners:FrameRate",
     # denoisers and networks
     "denoiser": "mmdiff.denoiser:Denoiser",
     "dit": "mmdiff.models.dit:DiT",

@@ -8,6 +8,7 @@ Sondergaard 2013, algorithm 2).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -58,6 +59,7 @@ class Mel(nn.Module):
         self.size = 1 << (window - 1).bit_length()  # of the FFT
         self.register_buffer("hann", torch.hann_window(window), persistent=False)
         self.register_buffer("filters", _filters(self.size // 2 + 1, bands=bands, rate=rate), persistent=False)
+        self.ceiling = math.log1p(2 * float(self.filters.sum(1).max()) / self.floor)  # no clip in [-1, 1] exceeds it
         self.register_buffer("inverse", torch.linalg.pinv(self.filters.double()).float(), persistent=False)
 
     @property
@@ -67,7 +69,7 @@ class Mel(nn.Module):
 
     def fit(self, x: Tensor) -> None:
         """Fit to clips (b 1 n)."""
-        self.components.fit(self._patches(chunk).flatten(0, -2) for chunk in x.split(64))
+        self.components.fit(self._patches(chunk.to(self.hann.device)).flatten(0, -2) for chunk in x.split(64))
 
     def encode(self, x: Tensor) -> Tensor:
         """Clips (b 1 n) -> latents (b components n/(hop group))."""
@@ -79,7 +81,7 @@ class Mel(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             picture = self.components.decode(rearrange(z, "b k t -> b t k"))
             picture = rearrange(picture, "b t (g m) -> b m (t g)", g=self.group)
-            magnitude = self._unmel(self.floor * picture.clamp(min=0).expm1())  # (b bins frames)
+            magnitude = self._unmel(self.floor * picture.clamp(0, self.ceiling).expm1())  # (b bins frames)
             return self._griffin_lim(magnitude, keys)[:, None].clamp(-1, 1)  # (b 1 n)
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:

@@ -11,6 +11,10 @@ from torch import Tensor
 from mmdiff import noise
 from mmdiff.autoencoders.mel import Mel
 from mmdiff.errors import UserError
+from mmdiff.world.listen import read_strikes
+from mmdiff.world.scene import sample_scene
+from mmdiff.world.sound import synthesize
+from mmdiff.world.things import TIERS
 
 RATE, LENGTH = 8000, 16000
 BELL, WOOD, CLICK = ((1, 2.76, 5.4), 0.16), ((1, 1.58, 2.24), 0.035), ((1, 2, 3), 0.07)
@@ -99,6 +103,27 @@ def test_64_components_of_400_keep_them_too(codec: Mel, clips: Tensor) -> None:
     assert times.median() < 2 and times.quantile(0.9) < 5 and cents.median() < 10
 
 
+def test_the_world_is_heard_the_same_after_a_round_trip() -> None:
+    """Every strike is found again within 5 ms, with its timbre and size."""
+    tier = TIERS["cpu"]
+    scenes = [
+        sample_scene(seed=0, index=i, split=split, tier=tier, binding="by_shape")
+        for split, n in (("train", 160), ("val", 24))
+        for i in range(n)
+    ]
+    sounds = torch.stack([torch.from_numpy(synthesize(scene, tier)) for scene in scenes])[:, None]
+    codec = build()
+    codec.fit(sounds[:160])
+    after = codec.decode(codec.encode(sounds[160:]), keys=list(range(24)))
+    struck = 0
+    for x, y in zip(sounds[160:], after, strict=True):
+        want, got = read_strikes(x.numpy(), tier.rate), read_strikes(y.numpy(), tier.rate)
+        assert [(s.timbre, s.size) for s in got] == [(s.timbre, s.size) for s in want]
+        assert all(abs(a.t - b.t) < 0.005 for a, b in zip(got, want, strict=True))
+        struck += len(want)
+    assert struck > 24
+
+
 def test_latents_have_unit_variance(codec: Mel) -> None:
     z = codec.encode(torch.stack([scene(i)[0] for i in range(100, 196)]))
     spread = z.transpose(0, 1).flatten(1).var(1, correction=0)
@@ -158,6 +183,13 @@ def test_more_iterations_are_more_consistent(codec: Mel, clips: Tensor) -> None:
         return float((other._stft(other._griffin_lim(wanted, range(4))).abs() - wanted).norm() / wanted.norm())
 
     assert distance(32) < 0.5 * distance(0) and distance(32) < 0.15
+
+
+def test_any_latent_can_be_heard(codec: Mel, clips: Tensor) -> None:
+    """A half-trained network may ask for anything; no clip in [-1, 1] reaches the ceiling of the picture."""
+    wild = codec.decode(100 * noise.normal((64, 32), keys=[0, 1]), keys=[0, 1])
+    assert wild.shape == (2, 1, LENGTH) and wild.isfinite().all() and wild.abs().max() <= 1
+    assert codec.log_mel(torch.ones(1, 1, LENGTH)).max() < codec.ceiling
 
 
 def test_whiten_zero_only_rotates(clips: Tensor) -> None:
