@@ -12,6 +12,7 @@ demo_run := runs/demo
 demo_data := data/sounding_objects_cpu
 shipped := $(wildcard checkpoints/sounding_objects_joint)
 prompts := configs/prompts/demo.txt
+free_port := import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1])
 
 .PHONY: install demo test
 
@@ -32,7 +33,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 demo: install
 	$(bin)/python datasets/sounding_objects/prepare.py --tier cpu --clips 2048 --out $(demo_data)
-	$(bin)/deepspeed --master_port $$($(bin)/python tools/free_port.py) tools/train.py configs/sounding_objects/demo.yaml run=$(demo_run)
+	$(bin)/deepspeed --master_port $$($(bin)/python -c "$(free_port)") tools/train.py configs/sounding_objects/demo.yaml run=$(demo_run)
 	$(bin)/python tools/sample_video.py $(demo_run) --prompts $(prompts) --out $(demo_run)/clips/demo --scale 8
 ifneq ($(shipped),)
 	$(bin)/python tools/sample_video.py $(shipped) --prompts $(prompts) --out $(demo_run)/clips/shipped --scale 8

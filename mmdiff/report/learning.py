@@ -1,0 +1,55 @@
+"""How a run learned: its log as curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdiff.report import figures
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of RUN/log.jsonl in order; a line that a crash cut short is left out."""
+    path = folder / "log.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
+
+
+def section(folder: Path) -> str:
+    """Loss per modality, held-out loss per noise level where there is one, and speed."""
+    rows = read_log(folder)
+    losses = smooth(lines(rows, "loss"))
+    held_out = lines(rows, "held_out")
+    plots = [figures.curves(losses, x="step")] + ([figures.curves(held_out, x="step")] if held_out else [])
+    note = "Training loss, a running mean of the logged steps" + ("; beside it, held-out loss." if held_out else ".")
+    return f'<h2>Learning</h2><p class="note">{note}</p><div class="plots">{"".join(plots)}</div>'
+
+
+def lines(rows: Sequence[dict[str, Any]], family: str) -> dict[str, list[tuple[float, float]]]:
+    """The logged numbers named family/..., or `family` itself where it has no parts -> name: (step, value) points."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.split("/")[0] == family and isinstance(value, int | float):
+                found.setdefault(name.removeprefix(f"{family}/"), []).append((row["step"], float(value)))
+    return found if len(found) < 2 else {name: points for name, points in found.items() if name != family}
+
+
+def smooth(lines: dict[str, list[tuple[float, float]]], keep: float = 0.9) -> dict[str, list[tuple[float, float]]]:
+    """Bias-corrected exponential means of named lines; a NaN is left out and breaks nothing."""
+    result: dict[str, list[tuple[float, float]]] = {}
+    for name, points in lines.items():
+        total = weight = 0.0
+        result[name] = []
+        for step, value in points:
+            if value == value:
+                total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+                result[name].append((step, total / weight))
+    return result
