@@ -22,7 +22,7 @@ def test_coverage_has_the_area_of_the_shape(shape: str, area: float) -> None:
     x = np.linspace(8, 9, 7)
     mask = coverage(shape, x, x + 0.3, 4.5, 18)
     assert mask.shape == (7, 18, 18) and mask.min() >= 0 and mask.max() == 1
-    assert mask.sum((1, 2)) == pytest.approx([area * 4.5**2] * 7, rel=0.03)
+    assert mask.sum((1, 2)) == pytest.approx([area * 4.5**2] * 7, rel=0.01)
 
 
 def test_the_centroid_of_a_ball_is_its_position() -> None:
@@ -33,8 +33,8 @@ def test_the_centroid_of_a_ball_is_its_position() -> None:
         mask = amount(render(scene, CPU), scene, scene.objects[0].colour)
         x, y = position(scene.objects[0], (np.arange(16) + 0.5) / 8)
         mass = mask.sum((1, 2))
-        assert (mask.sum(1) @ (np.arange(32) + 0.5)) / mass == pytest.approx(x, abs=0.1)
-        assert (mask.sum(2) @ (np.arange(32) + 0.5)) / mass == pytest.approx(y, abs=0.1)
+        assert (mask.sum(1) @ (np.arange(32) + 0.5)) / mass == pytest.approx(x, abs=0.05)
+        assert (mask.sum(2) @ (np.arange(32) + 0.5)) / mass == pytest.approx(y, abs=0.05)
 
 
 @pytest.mark.parametrize("shape", ["circle", "square", "triangle"])
