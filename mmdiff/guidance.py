@@ -26,7 +26,7 @@ def cfg(
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         with_condition = yes(x, t)
-        if interval == (0.0, 1.0):
+        if tuple(interval) == (0, 1):
             return _restore(with_condition, no(x, t), scale, rescale)
         inside = (t >= interval[0]) & (t <= interval[1])
         if not inside.any():

@@ -32,7 +32,7 @@ def keys(seed: int, purpose: str, step: int, ids: Sequence[str]) -> list[int]:
 
 
 def generator(k: int) -> torch.Generator:
-    """A CPU generator that belongs to the key alone; one purpose a key, as two kinds of draws from it are correlated."""
+    """A CPU generator of the key alone; one purpose a key, because two kinds of draws from it are correlated."""
     return torch.Generator().manual_seed(k)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def start(noise: Tensor, *, process: Process, times: Tensor) -> Tensor:
 def euler(denoise: Denoise, x: Tensor, *, process: Process, times: Tensor, report: Report | None = None) -> Tensor:
     """First order: keep x0 and noise, change their shares. This is DDIM with eta = 0 (Song et al. 2020, eq. 12)."""
     moments = _moments(process, times)
-    for i, (now, then) in enumerate(zip(moments, moments[1:], strict=False)):
+    for i, (now, then) in enumerate(pairwise(moments)):
         x = _share(x, denoise(x, _time(now, x)), now, then)
         _tell(report, i, moments)
     return x
@@ -61,7 +62,7 @@ def heun(denoise: Denoise, x: Tensor, *, process: Process, times: Tensor, report
     A step that ends at s = 0 has one and is first order: its end holds no noise to be read.
     """
     moments = _moments(process, times)
-    for i, (now, then) in enumerate(zip(moments, moments[1:], strict=False)):
+    for i, (now, then) in enumerate(pairwise(moments)):
         x0 = denoise(x, _time(now, x))
         guess = _share(x, x0, now, then)
         x = guess if then[2] == 0 else _trapezoid(x, x0, guess, denoise(guess, _time(then, x)), now, then)
@@ -84,7 +85,7 @@ def ancestral(
     `noise(i)` is the fresh noise of step i, like x; it is not asked for where none is needed.
     """
     moments = _moments(process, times)
-    for i, (now, then) in enumerate(zip(moments, moments[1:], strict=False)):
+    for i, (now, then) in enumerate(pairwise(moments)):
         fresh = eta * posterior_std(now, then)
         kept = math.sqrt(max(then[2] ** 2 - fresh**2, 0.0))
         x = _share(x, denoise(x, _time(now, x)), now, (then[0], then[1], kept))
@@ -101,7 +102,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, *, process: Process, times: Tensor, re
     """
     moments = _moments(process, times)
     previous: Tensor | None = None
-    for i, (now, then) in enumerate(zip(moments, moments[1:], strict=False)):
+    for i, (now, then) in enumerate(pairwise(moments)):
         x0 = denoise(x, _time(now, x))
         weight = _extrapolation(moments[i - 1], now, then) if i > 0 else 0.0
         middle = x0 if previous is None or weight == 0 else x0 + weight * (x0 - previous)
