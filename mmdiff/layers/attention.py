@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from mmdiff.errors import UserError
+
 PATTERNS: dict[str, tuple[str, ...]] = {
     "full": ("full",),
     "factorised": ("spatial", "temporal"),
@@ -51,14 +53,18 @@ def math_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tens
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, *, pattern: str, window: tuple[int, int, int]) -> Tensor:
     """Self-attention on a grid: q, k, v (b t h w k e) -> (b t h w k e), inside the groups of the pattern.
 
-    `window` is the size of a group for the patterns window and grid; it must divide the grid (ValueError otherwise).
+    `window` is the size of a group for the patterns window and grid. Along an axis that it exceeds, the group is the
+    whole axis; otherwise it must divide the axis (UserError).
     """
     b, t, h, w = q.shape[:4]
     sizes = {"b": b, "t": t, "h": h, "w": w}
     if pattern in ("window", "grid"):
         size = [min(have, want) for have, want in zip((t, h, w), window, strict=True)]
         if any(n % s for n, s in zip((t, h, w), size, strict=True)):
-            raise ValueError(f"attention window {window} does not divide the token grid {(t, h, w)}")
+            raise UserError(
+                f"The attention window {list(window)} does not divide the grid of {[t, h, w]} tokens "
+                "(time, height, width). Choose a `window` that does, or another `attention`."
+            )
         sizes = {"b": b, "t": size[0], "h": size[1], "w": size[2]}
         sizes |= {"T": t // size[0], "H": h // size[1], "W": w // size[2]}
     q, k, v = (rearrange(z, _GROUPS[pattern], **_named(pattern, sizes)) for z in (q, k, v))

@@ -25,7 +25,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(sinusoid(t, 256).to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoid(t, 256).to(next(self.parameters()).dtype))
 
 
 def patchify(x: Tensor, patch: tuple[int, int, int]) -> Tensor:

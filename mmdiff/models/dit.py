@@ -21,6 +21,7 @@ from mmdiff.layers.norm import RMSNorm, rms_norm
 from mmdiff.layers.rope import grid_angles, rotate
 
 Grid = tuple[int, int, int]
+Memory = tuple[Tensor, Tensor, Tensor | None]  # keys and values (b k l e) of the text, mask (b l)
 
 
 class DiT(nn.Module):
@@ -52,12 +53,14 @@ class DiT(nn.Module):
         h, angles = self.branch.open(x, cond["seconds"][self.modality])
         c = condition(self.time(self.branch.token_time(t, x)), self.vector, cond)
         for block in self.branch.blocks:
-            h = block.feed(block.attend(h, c, angles, cond), c)
+            h = block.feed(block.attend(h, c, angles, read(block.text, cond)), c)
         return self.branch.close(h, c, x)
 
 
 class Branch(nn.Module):
     """Everything of one modality: patch embedding, blocks, final layer. Tokens are (b t h w d) throughout."""
+
+    blocks: Sequence[Block]
 
     def __init__(
         self,
@@ -77,12 +80,14 @@ class Branch(nn.Module):
             raise UserError(f"attention: {pattern!r} is not one of {', '.join(PATTERNS)}.")
         if width % heads or (width // heads) % 2:
             raise UserError(f"width {width} must divide into {heads} heads of an even size; change width or heads.")
+        if conv and conv % 2 == 0:
+            raise UserError(f"conv: a kernel of {conv} time steps has no middle; choose an odd number, or 0 for none.")
         self.patch: Grid = (patch[0], patch[1], patch[2])
         self.head = width // heads
         volume = channels * patch[0] * patch[1] * patch[2]
         patterns = PATTERNS[pattern]
         self.embed = nn.Linear(volume, width)
-        self.blocks = nn.ModuleList(
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]
             Block(width, heads, patterns[i % len(patterns)], window, ratio, conv, text[i] if text else None)
             for i in range(depth)
         )
@@ -91,14 +96,22 @@ class Branch(nn.Module):
 
     def open(self, x: Tensor, seconds: Tensor) -> tuple[Tensor, Tensor]:
         """x (b c t h w) or (b c n), seconds (b t) -> tokens (b t h w d), angles (b t h w head/2)."""
-        tokens = patchify(as_grid(x), self.patch)
+        tokens = patchify(self.divisible(as_grid(x)), self.patch)
         seconds = seconds.unflatten(1, (-1, self.patch[0])).mean(-1)
         return self.embed(tokens).float(), grid_angles(seconds, (tokens.shape[2], tokens.shape[3]), head=self.head)
 
-    def clock(self, seconds: Tensor, h: Tensor) -> Tensor:
-        """Angles of seconds alone, for meeting another modality: (b t*h*w head/2)."""
+    def divisible(self, x: Tensor) -> Tensor:
+        """x (b c t h w), if it is made of whole patches."""
+        if any(n % p for n, p in zip(x.shape[2:], self.patch, strict=True)):
+            raise UserError(
+                f"patch: {list(self.patch)} does not divide a latent of {list(x.shape[2:])} (time, height, width)."
+            )
+        return x
+
+    def clock(self, seconds: Tensor, h: Tensor, *, head: int) -> Tensor:
+        """Angles of seconds alone, for meeting another modality whose heads are `head` wide: (b t*h*w head/2)."""
         seconds = seconds.unflatten(1, (-1, self.patch[0])).mean(-1)
-        angles = grid_angles(seconds, (1, 1), head=self.head)  # (b t 1 1 e)
+        angles = grid_angles(seconds, (1, 1), head=head)  # (b t 1 1 e)
         return angles.expand(*h.shape[:4], -1).flatten(1, 3)
 
     def close(self, h: Tensor, c: Tensor, like: Tensor) -> Tensor:
@@ -137,16 +150,16 @@ class Block(nn.Module):
         self.conv = TimeConv(width, conv) if conv else None
         self.modulation = zero(nn.Linear(width, 6 * width))
 
-    def attend(self, x: Tensor, c: Tensor, angles: Tensor, cond: Cond) -> Tensor:
-        """x (b t h w d), c (b t|1 h|1 w|1 d): self-attention, then text."""
+    def attend(self, x: Tensor, c: Tensor, angles: Tensor, memory: Memory | None) -> Tensor:
+        """x (b t h w d), c (b t|1 h|1 w|1 d): self-attention, then the text that `read` has made ready."""
         shift, scale, gate = self.modulation(F.silu(c)).chunk(6, -1)[:3]
         h = torch.addcmul(shift, rms_norm(x), 1 + scale)
         if self.conv is not None:
             h = self.conv(h)
         x = x + gate * self.attention(h, angles)
-        if self.text is not None:
-            x = x + self.text(x.flatten(1, 3), cond).view_as(x)
-        return x
+        if self.text is None or memory is None:
+            return x
+        return x + self.text(x.flatten(1, 3), memory).view_as(x)
 
     def feed(self, x: Tensor, c: Tensor) -> Tensor:
         """The feed-forward half."""
@@ -183,14 +196,25 @@ class TextAttention(nn.Module):
         self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
         self.out = zero(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, cond: Cond) -> Tensor:
-        """x (b n d) -> (b n d)"""
+    def memory(self, cond: Cond) -> Memory:
+        """Keys and values (b k l e) of the text, and its mask (b l)."""
         if "tokens" not in cond:
-            raise UserError("the network attends to text (text_width > 0) but the conditioner gives no tokens: set text_width: 0.")
+            raise UserError(
+                "The network reads text (text_width > 0) but its conditioner gives none: set text_width: 0."
+            )
+        if cond["tokens"].shape[-1] != self.kv.in_features:
+            raise UserError(
+                f"text_width: the network reads text of width {self.kv.in_features}, "
+                f"but its conditioner gives {cond['tokens'].shape[-1]}; make them equal."
+            )
         k, v = self.kv(cond["tokens"]).chunk(2, -1)  # (b l d)
+        return self.norm_k(heads_of(k, self.heads)), heads_of(v, self.heads), cond.get("mask")
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """x (b n d) -> (b n d)"""
+        k, v, mask = memory
         q = self.norm_q(heads_of(self.q(rms_norm(x)), self.heads))  # (b k n e)
-        k = self.norm_k(heads_of(k, self.heads))
-        return self.out(merge_heads(attention(q, k, heads_of(v, self.heads), mask=cond.get("mask"))))
+        return self.out(merge_heads(attention(q, k, v, mask=mask)))
 
 
 class SwiGLU(nn.Module):
@@ -207,7 +231,7 @@ class SwiGLU(nn.Module):
 
 
 class TimeConv(nn.Module):
-    """x + a depthwise convolution along time: the prior that neighbouring moments matter most. Zero at initialisation."""
+    """x + a depthwise convolution along time: a prior that neighbouring moments matter most. Initially the identity."""
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
@@ -222,11 +246,20 @@ class TimeConv(nn.Module):
         return x
 
 
-def condition(time: Tensor, vector: nn.Linear | None, cond: Cond) -> Tensor:
-    """The time embedding (b ... d) plus the condition's vector, if the network has a door for it."""
-    if vector is None or "vector" not in cond:
+def condition(time: Tensor, vector: nn.Module | None, cond: Cond) -> Tensor:
+    """The time embedding (b t h w d), plus the condition's vector (b d) where there is one."""
+    if "vector" not in cond:
         return time
+    if vector is None:
+        raise UserError(
+            "The conditioner describes the clips but the network does not listen: set text_width to its width."
+        )
     return time + vector(cond["vector"])[:, None, None, None]
+
+
+def read(text: TextAttention | None, cond: Cond) -> Memory | None:
+    """The text as one block sees it; nothing for a network without text."""
+    return None if text is None else text.memory(cond)
 
 
 def as_grid(x: Tensor) -> Tensor:

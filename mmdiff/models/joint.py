@@ -7,7 +7,7 @@ positions are seconds, in which both directions read the state before either has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ from mmdiff.layers.attention import attention, heads_of, merge_heads
 from mmdiff.layers.embed import TimeEmbedding
 from mmdiff.layers.norm import RMSNorm, rms_norm
 from mmdiff.layers.rope import rotate
-from mmdiff.models.dit import Branch, TextAttention, condition, zero
+from mmdiff.models.dit import Block, Branch, Memory, TextAttention, condition, read, zero
 
 SHARED = ("time", "text")
+Clocks = dict[int, dict[str, Tensor]]  # size of a head -> name -> angles of the seconds of its tokens (b n e/2)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class JointDiT(nn.Module):
     `bridge` is the number of blocks from one meeting to the next; 0 never lets the branches meet.
     """
 
+    time: Mapping[str, TimeEmbedding]
+    vector: Mapping[str, nn.Linear] | None
+    branches: Mapping[str, Branch]
+
     def __init__(
         self,
         *,
@@ -58,11 +63,12 @@ class JointDiT(nn.Module):
         super().__init__()
         check_sharing(share, video, audio)
         specs = {"video": video, "audio": audio}
-        self.time = nn.ModuleDict(_shared(specs, "time" in share, lambda spec: TimeEmbedding(spec.width)))
-        texts = _shared(specs, "text" in share, lambda spec: _text(spec, depth, heads, text_width))
-        vectors = _shared(specs, "text" in share, lambda spec: nn.Linear(max(text_width, 1), spec.width))
-        self.vector = nn.ModuleDict(vectors) if text_width else None
-        self.branches = nn.ModuleDict({name: _branch(s, depth, heads, texts[name]) for name, s in specs.items()})
+        text = "text" in share
+        texts = _shared(specs, text, lambda spec: _text(spec, depth, heads, text_width))
+        branches = {name: _branch(spec, depth, heads, texts[name]) for name, spec in specs.items()}
+        self.time = _modules(_shared(specs, "time" in share, lambda spec: TimeEmbedding(spec.width)))
+        self.vector = _modules(_shared(specs, text, lambda s: nn.Linear(text_width, s.width))) if text_width else None
+        self.branches = _modules(branches)
         met = [bridge > 0 and i % bridge == bridge - 1 for i in range(depth)]
         self.bridges = nn.ModuleList(Bridge(video.width, audio.width, heads) if m else nn.Identity() for m in met)
 
@@ -72,29 +78,37 @@ class JointDiT(nn.Module):
             h[name], angles[name] = branch.open(x[name], cond["seconds"][name])
             vector = None if self.vector is None else self.vector[name]
             c[name] = condition(self.time[name](branch.token_time(t[name], x[name])), vector, cond)
-        clock = {name: self.branches[name].clock(cond["seconds"][name], h[name]) for name in h}
+        clocks = self.clocks(h, cond)
         for i, bridge in enumerate(self.bridges):
             blocks = {name: branch.blocks[i] for name, branch in self.branches.items()}
-            h = {name: blocks[name].attend(h[name], c[name], angles[name], cond) for name in h}
+            memory = _memories(blocks, cond)  # of the text
+            h = {name: blocks[name].attend(h[name], c[name], angles[name], memory[name]) for name in h}
             if isinstance(bridge, Bridge):
-                h = bridge(h, c, clock, cond)
+                h = bridge(h, c, clocks, cond)
             h = {name: blocks[name].feed(h[name], c[name]) for name in h}
         return {name: branch.close(h[name], c[name], x[name]) for name, branch in self.branches.items()}
+
+    def clocks(self, h: dict[str, Tensor], cond: Cond) -> Clocks:
+        """Where every token stands in seconds, once for each size of head among those that read."""
+        heads = {branch.head for branch in self.branches.values()}
+        seconds = cond["seconds"]
+        return {e: {name: self.branches[name].clock(seconds[name], h[name], head=e) for name in h} for e in heads}
 
 
 class Bridge(nn.Module):
     """Sound reads picture and picture reads sound; gates start at zero, so the branches start independent."""
 
+    read: Mapping[str, CrossModal]
+
     def __init__(self, video: int, audio: int, heads: int) -> None:
         super().__init__()
-        self.read = nn.ModuleDict({"video": CrossModal(video, audio, heads), "audio": CrossModal(audio, video, heads)})
+        self.read = _modules({"video": CrossModal(video, audio, heads), "audio": CrossModal(audio, video, heads)})
 
-    def forward(
-        self, h: dict[str, Tensor], c: dict[str, Tensor], clock: dict[str, Tensor], cond: Cond
-    ) -> dict[str, Tensor]:
+    def forward(self, h: dict[str, Tensor], c: dict[str, Tensor], clocks: Clocks, cond: Cond) -> dict[str, Tensor]:
         other = {"video": "audio", "audio": "video"}
         written = {}
         for name, source in other.items():
+            clock = clocks[self.read[name].head]
             y = self.read[name](h[name], h[source], c[name], clock[name], clock[source])
             valid = cond["valid"][source] if "valid" in cond else None
             written[name] = y if valid is None else y * valid.to(y.dtype)[:, None, None, None, None]
@@ -106,7 +120,7 @@ class CrossModal(nn.Module):
 
     def __init__(self, width: int, source: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head = heads, width // heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(source, 2 * width)
         self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
@@ -120,6 +134,12 @@ class CrossModal(nn.Module):
         q = rotate(self.norm_q(q), clock_x).transpose(1, 2)  # (b k n e)
         read = self.out(merge_heads(attention(q, k, heads_of(v, self.heads)))).view_as(x)
         return self.modulation(F.silu(c)) * read
+
+
+def _memories(blocks: dict[str, Block], cond: Cond) -> dict[str, Memory | None]:
+    """What each branch's block reads of the text; a module that both share is asked once."""
+    made = {text: read(text, cond) for text in dict.fromkeys(block.text for block in blocks.values())}
+    return {name: made[block.text] for name, block in blocks.items()}
 
 
 def check_sharing(share: Sequence[str], video: BranchSpec, audio: BranchSpec) -> None:
@@ -137,6 +157,11 @@ def _shared(specs: dict[str, BranchSpec], share: bool, make: Callable[[BranchSpe
         part = make(specs["video"])
         return dict.fromkeys(specs, part)
     return {name: make(spec) for name, spec in specs.items()}
+
+
+def _modules(parts: dict[str, Any]) -> Any:
+    """A ModuleDict, which is the Mapping that its owner declares."""
+    return nn.ModuleDict(parts)
 
 
 def _text(spec: BranchSpec, depth: int, heads: int, text_width: int) -> list[TextAttention] | None:

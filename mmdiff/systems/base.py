@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -11,6 +12,27 @@ from mmdiff.batch import Batch
 
 Logs = dict[str, Tensor]  # detached scalars
 Report = Callable[[int, int], None]  # (steps done, steps in all)
+
+
+class Autoencoder(Protocol):
+    """What a system asks of its codecs; z has unit variance, and shapes are those of one clip."""
+
+    fitted: bool
+
+    def fit(self, x: Tensor) -> None:
+        """Take statistics from clips (b c ...)."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Clips -> latents (b c ...)."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents -> clips; a codec that has to invent a phase also takes a key per clip."""
+
+    def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The latent's shape for a clip's shape."""
+
+    def seconds(self, steps: int, *, rate: float) -> Tensor:
+        """Midpoints of the latent time steps (steps,)."""
 
 
 class System(nn.Module):

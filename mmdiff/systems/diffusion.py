@@ -7,7 +7,8 @@ captions dropped at random, add noise, compare. The joint system (joint.py) chan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,10 @@ from mmdiff import noise as draws
 from mmdiff.batch import Batch, ClipShape, Cond
 from mmdiff.conditioners import dropped, emptied
 from mmdiff.denoiser import Denoiser
+from mmdiff.errors import UserError
 from mmdiff.guidance import cfg
 from mmdiff.sampling import SAMPLERS, start, uniform
-from mmdiff.systems.base import Logs, Report, System
-
-Player = nn.ModuleDict
+from mmdiff.systems.base import Autoencoder, Logs, Report, System
 
 
 class Diffusion(System):
@@ -50,9 +50,9 @@ class Diffusion(System):
     def fit(self, batches: Iterable[Batch]) -> None:
         """Fit each autoencoder to the clips that have its modality."""
         kept = [(b["valid"], b) for b in batches]
-        for name, autoencoder in self.autoencoders.items():
-            if not autoencoder.fitted:
-                autoencoder.fit(torch.cat([b[name][valid[name]] for valid, b in kept]))  # type: ignore[literal-required]
+        for name, codec in self.codecs.items():
+            if not codec.fitted:
+                codec.fit(torch.cat([clips(b, name)[valid[name]] for valid, b in kept]))
 
     def loss(self, batch: Batch, *, seed: int, step: int, player: str = "learner") -> tuple[Tensor, Logs]:
         """Mean over the batch; a modality that a clip lacks adds exactly zero to the loss and to every gradient."""
@@ -103,12 +103,15 @@ class Diffusion(System):
         report: Report | None = None,
     ) -> Batch:
         """batch needs "text" and "id"; everything else about the clips is the system's shape."""
+        if sampler not in SAMPLERS:
+            raise UserError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
         batch = self.blank(batch)
         times, process = self.grid(steps), self.denoiser.process
         x = draws.normal(self.latent_shape(), keys=draws.keys(seed, "start", 0, batch["id"]), device=self.device)
         denoise = cfg(self.denoise(batch), self.denoise(emptied(batch)), scale=guidance)
         x = start(x, process=process, times=times)
-        x = SAMPLERS[sampler](denoise, x, process=process, times=times, report=report, **self._fresh(sampler, x, batch, seed))
+        fresh = self._fresh(sampler, x, batch, seed)
+        x = SAMPLERS[sampler](denoise, x, process=process, times=times, report=report, **fresh)
         return self.decode(x, batch, keys=draws.keys(seed, "decode", 0, batch["id"]))
 
     def denoise(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
@@ -137,13 +140,13 @@ class Diffusion(System):
 
     def encode(self, batch: Batch) -> Tensor:
         """Clips -> latents (b c ...)."""
-        ((name, autoencoder),) = self.autoencoders.items()
-        return autoencoder.encode(batch[name].to(self.device))  # type: ignore[literal-required]
+        ((name, codec),) = self.codecs.items()
+        return codec.encode(clips(batch, name).to(self.device))
 
     def decode(self, x: Tensor, batch: Batch, *, keys: Sequence[int]) -> Batch:
         """Latents -> the batch with clips in it."""
-        ((name, autoencoder),) = self.autoencoders.items()
-        return Batch(**batch, **{name: decode_with(autoencoder, x, keys)})  # type: ignore[typeddict-item]
+        ((name, codec),) = self.codecs.items()
+        return cast(Batch, {**batch, name: decode_with(codec, x, keys)})
 
     def split(self, errors: Tensor) -> dict[str, Tensor]:
         """Errors (b c ...) -> name: (b,)."""
@@ -156,7 +159,7 @@ class Diffusion(System):
     def latent_shapes(self) -> dict[str, tuple[int, ...]]:
         """name -> shape of one clip's latent."""
         clip = {"video": (3, self.shape.frames, *self.shape.size), "audio": (1, self.shape.samples)}
-        return {name: tuple(a.grid(clip[name])) for name, a in self.autoencoders.items()}
+        return {name: tuple(a.grid(clip[name])) for name, a in self.codecs.items()}
 
     def latent_shape(self) -> tuple[int, ...]:
         """The shape of one sample as the denoiser sees it."""
@@ -168,10 +171,15 @@ class Diffusion(System):
         shapes = self.latent_shapes()
         return {
             name: torch.stack([a.seconds(shapes[name][1], rate=rate) for rate in rates[name]]).float()
-            for name, a in self.autoencoders.items()
+            for name, a in self.codecs.items()
         }
 
     # ---- small things ----------------------------------------------------------------------------------------------
+
+    @property
+    def codecs(self) -> Mapping[str, Autoencoder]:
+        """The autoencoders by modality."""
+        return cast(Mapping[str, Autoencoder], self.autoencoders)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -196,8 +204,15 @@ class Diffusion(System):
         return {"noise": lambda i: draws.normal(shape, keys=draws.keys(seed, "fresh", i, batch["id"]), device=x.device)}
 
 
-def decode_with(autoencoder: nn.Module, z: Tensor, keys: Sequence[int]) -> Tensor:
+def clips(batch: Batch, name: str) -> Tensor:
+    """The clips of one modality (b c ...)."""
+    if name not in batch:
+        raise UserError(f"The data holds no {name}, which the system learns; it holds {', '.join(batch)}.")
+    return cast(Tensor, batch[name])  # type: ignore[literal-required]
+
+
+def decode_with(codec: Any, z: Tensor, keys: Sequence[int]) -> Tensor:
     """Decode; codecs that have to invent a phase draw it from the keys."""
-    if getattr(autoencoder, "invents_phase", False):
-        return autoencoder.decode(z, keys=list(keys))
-    return autoencoder.decode(z)
+    if getattr(codec, "invents_phase", False):
+        return cast(Tensor, codec.decode(z, keys=list(keys)))
+    return cast(Tensor, codec.decode(z))

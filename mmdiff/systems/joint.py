@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from mmdiff.batch import Batch, ClipShape, Cond
 from mmdiff.denoiser import Denoiser
 from mmdiff.sampling import uniform
-from mmdiff.systems.diffusion import Diffusion, decode_with
+from mmdiff.systems.diffusion import Diffusion, clips, decode_with
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -45,16 +46,16 @@ class Joint(Diffusion):
     def encode(self, batch: Batch) -> Tensor:
         """Clips -> (b n), video first; a modality that a clip lacks is zero."""
         latents = {}
-        for name, autoencoder in self.autoencoders.items():
-            z = autoencoder.encode(batch[name].to(self.device))  # type: ignore[literal-required]
+        for name, codec in self.codecs.items():
+            z = codec.encode(clips(batch, name).to(self.device))
             here = batch["valid"][name].to(z.device).reshape(-1, *[1] * (z.ndim - 1))
             latents[name] = torch.where(here, z, 0.0)
         return pack(latents)
 
     def decode(self, x: Tensor, batch: Batch, *, keys: Sequence[int]) -> Batch:
         parts = unpack(x, self.latent_shapes())
-        clips = {name: decode_with(self.autoencoders[name], z, keys) for name, z in parts.items()}
-        return Batch(**batch, **clips)  # type: ignore[typeddict-item]
+        decoded = {name: decode_with(self.codecs[name], z, keys) for name, z in parts.items()}
+        return cast(Batch, {**batch, **decoded})
 
     def split(self, errors: Tensor) -> dict[str, Tensor]:
         return {name: e.flatten(1).mean(1) for name, e in unpack(errors, self.latent_shapes()).items()}
