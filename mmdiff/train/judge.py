@@ -1,0 +1,55 @@
+"""How a run looks from outside while it trains: its error on held-out clips, and clips that it dreams.
+
+Both use the averaged weights, fixed clips and fixed noise, so that two steps, and two runs, differ by what was learned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mmdiff.batch import Batch
+from mmdiff.train.engine import Engine
+from mmdiff.train.feed import some
+from mmdiff.train.ranks import Ranks
+from mmdiff.train.settings import Run
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.95)  # of noise
+CLIPS = 64  # held-out clips, always the same
+Curves = dict[str, dict[str, float]]
+
+
+def evaluate(engine: Engine, held_out: Any, run: Run, ranks: Ranks) -> Curves:
+    """Modality -> noise level -> mean error; the ranks share the clips."""
+    size = max(1, run.batch // ranks.world // run.accumulate)
+    rounds = max(1, min(CLIPS, len(held_out)) // (size * ranks.world))
+    sums: dict[str, list[float]] = {}
+    for i in range(rounds):
+        first = (i * ranks.world + ranks.rank) * size
+        batch = some(held_out, [k % len(held_out) for k in range(first, first + size)])
+        curves = engine.evaluate(lambda system, batch=batch: system.held_out(batch, times=LEVELS, seed=run.seed))
+        for name, errors in curves.items():
+            sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * len(LEVELS)), errors)]
+    return {name: _mean(sums[name], ranks, rounds) for name in sorted(sums)}
+
+
+def _mean(errors: list[float], ranks: Ranks, rounds: int) -> dict[str, float]:
+    return {str(level): e / rounds / ranks.world for level, e in zip(LEVELS, ranks.total(*errors))}
+
+
+def preview(engine: Engine, held_out: Any, run: Run) -> Batch:
+    """Clips for the run's prompts, or for captions of held-out clips; every rank makes the same ones."""
+    wanted = run.sample
+    texts = wanted.prompts or some(held_out, list(range(min(wanted.number, len(held_out)))))["text"]
+    texts = [texts[i % len(texts)] for i in range(wanted.number)]
+    batch = Batch(text=texts, id=[f"preview-{i}" for i in range(len(texts))])
+
+    def act(system: Any) -> Batch:
+        made = system.generate(
+            batch, seed=run.seed, steps=wanted.steps, sampler=wanted.sampler, guidance=wanted.guidance
+        )
+        return made  # type: ignore[no-any-return]
+
+    clips = engine.evaluate(act)
+    return Batch(**{name: v.cpu() if isinstance(v, torch.Tensor) else v for name, v in clips.items()})  # type: ignore

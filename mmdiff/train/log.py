@@ -1,0 +1,173 @@
+"""What a run says about itself: log.jsonl, TensorBoard, and a line of progress. Only the first rank writes.
+
+A log never holds a step twice: after a crash the lines beyond the checkpoint are cut off before the run goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdiff.batch import Batch
+from mmdiff.data import media
+from mmdiff.train.folder import write_text
+
+Record = dict[str, Any]
+
+
+class Log:
+    """The log of one run, from the step after `step` on; does nothing where `active` is false."""
+
+    def __init__(self, folder: Path, *, step: int, steps: int, active: bool) -> None:
+        self.folder, self.steps, self.active = folder, steps, active
+        self.board: Any = None
+        if active:
+            cut(folder / "log.jsonl", after=step)
+            self.file = open(folder / "log.jsonl", "a", encoding="utf-8")
+            self.line = Line(step, steps)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.active:
+            self.line.close()
+            self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+    def write(self, step: int, record: Record) -> None:
+        """One line of log.jsonl, and its numbers to TensorBoard; an empty record writes nothing."""
+        if not self.active or not record:
+            return
+        self.file.write(json.dumps({"step": step} | record) + "\n")
+        self.file.flush()
+        for name, value in flat(record).items():
+            self._tensorboard(step).add_scalar(name, value, step)
+
+    def progress(self, step: int, record: Record) -> None:
+        """Show where the run is."""
+        if self.active:
+            self.line.show(step, record)
+
+    def previews(self, clips: Batch, step: int) -> None:
+        """Write clips to samples/step-N/ and to TensorBoard."""
+        if not self.active:
+            return
+        folder = self.folder / "samples" / f"step-{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "prompts.json", json.dumps(clips["text"], ensure_ascii=False, indent=1) + "\n")
+        for i in range(len(clips["text"])):
+            video = pixels(clips["video"][i]) if "video" in clips else None  # (t h w 3)
+            audio = clips["audio"][i].float().cpu() if "audio" in clips else None  # (1 n)
+            write_preview(folder / f"{i:02d}", video, audio, fps=float(clips["fps"][i]), rate=int(clips.get("rate", 0)))
+            self._show_preview(i, video, audio, clips, step)
+
+    def _show_preview(self, i: int, video: Tensor | None, audio: Tensor | None, clips: Batch, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        board = self._tensorboard(step)
+        if video is not None:
+            picture = Summary.Image(height=video.shape[1], width=video.shape[2], colorspace=3)
+            picture.encoded_image_string = gif(video, fps=float(clips["fps"][i]))
+            board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=f"clip/{i}", image=picture)]), step)
+        if audio is not None:
+            board.add_audio(f"sound/{i}", audio.clamp(-1, 1), step, sample_rate=int(clips["rate"]))
+        board.add_text(f"prompt/{i}", clips["text"][i], step)
+
+    def _tensorboard(self, step: int) -> Any:
+        """The TensorBoard writer, made when it is first needed."""
+        if self.board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        return self.board
+
+
+def cut(path: Path, *, after: int) -> None:
+    """Remove the lines of later steps, and a line that a crash left unfinished."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    write_text(path, "".join(f"{line}\n" for line in lines if _step(line) <= after))
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def flat(record: Record, prefix: str = "") -> dict[str, float]:
+    """The numbers of a record by path: {"a": {"b": 1}} -> {"a/b": 1.0}."""
+    out: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            out[f"{prefix}{key}"] = float(value)
+    return out
+
+
+class Line:
+    """One line that tells step, loss, speed and the time left; a plain line a record where nobody watches."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.began, self.first, self.steps = time.monotonic(), step, steps
+        console = Console(stderr=True)
+        self.live = console.is_terminal
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self.rich = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not self.live)
+        self.rich.start()
+        self.task = self.rich.add_task("", total=steps, completed=step)
+
+    def show(self, step: int, record: Record) -> None:
+        """Show a record."""
+        share = record["data_wait_s"] / max(record["step_s"], 1e-9)
+        words = f"loss {record['loss']:.4f}  {record['samples_s']:.1f} samples/s  data {share:.0%}"
+        self.rich.update(self.task, completed=step, description=words)
+        if not self.live:
+            left = (time.monotonic() - self.began) / (step - self.first) * (self.steps - step)
+            print(f"step {step}/{self.steps}  {words}  left {left:.0f} s", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self.rich.stop()
+
+
+def pixels(video: Tensor) -> Tensor:
+    """(3 t h w) in [-1, 1] -> (t h w 3) uint8."""
+    video = ((video.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return video.permute(1, 2, 3, 0).contiguous()  # (t h w 3)
+
+
+def write_preview(stem: Path, video: Tensor | None, audio: Tensor | None, *, fps: float, rate: int) -> None:
+    """One frame without sound -> png, sound alone -> wav, everything else -> mp4."""
+    if video is None and audio is not None:
+        media.write_wav(stem.with_suffix(".wav"), audio, rate=rate)
+    elif video is not None and audio is None and len(video) == 1:
+        media.write_png(stem.with_suffix(".png"), video[0])
+    else:
+        media.write_clip(stem.with_suffix(".mp4"), video, fps=fps, audio=audio, rate=rate)
+
+
+def gif(video: Tensor, *, fps: float) -> bytes:
+    """(t h w 3) uint8 -> an animated GIF, which is what TensorBoard plays."""
+    from PIL import Image
+
+    frames = [Image.fromarray(frame.numpy()) for frame in video]
+    out = io.BytesIO()
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0)
+    return out.getvalue()

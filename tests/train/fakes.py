@@ -1,0 +1,148 @@
+"""A system and a data set that are as small as the contract allows."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdiff import noise
+from mmdiff.train.settings import Engine, Every, Optimizer, Sample
+
+
+class Clips:
+    """`n` clips of four numbers each; a clip's name decides its numbers."""
+
+    def __init__(self, n: int = 32) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"id": f"clip-{i}", "x": noise.normal([4], keys=[noise.key(0, "clip", i)])[0]}
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": [item["id"] for item in items],
+            "text": [item["id"] for item in items],
+            "video": torch.stack([item["x"] for item in items]),
+            "valid": {"video": torch.ones(len(items), dtype=torch.bool)},
+            "rate": 8000,
+        }
+
+
+class Codec(nn.Module):
+    """Divides by a scale that it takes from data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.zeros(()))
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+    @property
+    def fitted(self) -> bool:
+        return bool(self.scale > 0)
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.enter = nn.Linear(4, width)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Linear(width, width)) for _ in range(3))
+        self.modulation = nn.Linear(width, width)
+        self.leave = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.leave(h * (1 + self.modulation(h)))
+
+
+class System(nn.Module):
+    """Denoises four numbers. `poison` maps a step to the clip whose loss is not a number then."""
+
+    def __init__(self, poison: dict[int, str] | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.codec, self.learner, self.poison = Codec(), nn.ModuleDict({"net": Net()}), poison or {}
+
+    def players(self) -> dict[str, nn.Module]:
+        return {"learner": self.learner}
+
+    def fit(self, batches: Any) -> None:
+        self.codec.scale = torch.cat([b["video"] for b in batches]).std()
+
+    def errors(self, x: Tensor, eps: Tensor) -> Tensor:
+        x = (x / self.codec.scale).to(next(self.learner.parameters()).device)
+        return (self.learner["net"](x + eps.to(x)) - x).square().mean(1)
+
+    def loss(self, batch: dict[str, Any], *, seed: int, step: int, player: str) -> tuple[Tensor, dict[str, Tensor]]:
+        eps = noise.normal([4], keys=noise.keys(seed, "noise", step, batch["id"]))
+        error = self.errors(batch["video"], eps)
+        bad = [float("nan") if self.poison.get(step) in (name, "all") else 1.0 for name in batch["id"]]
+        loss = (error * torch.tensor(bad).to(error)).mean()
+        return loss, {"loss/video": loss.detach()}
+
+    def held_out(self, batch: dict[str, Any], *, times: Any, seed: int) -> dict[str, list[float]]:
+        eps = noise.normal([4], keys=noise.keys(seed, "held-out", 0, batch["id"]))
+        return {"video": [float(self.errors(batch["video"], t * eps).mean()) for t in times]}
+
+    def generate(self, batch: Any, *, seed: int, steps: int, sampler: str, guidance: float) -> dict[str, Any]:
+        b = len(batch["text"])
+        x = self.learner["net"](noise.normal([4], keys=noise.keys(seed, "start", 0, batch["id"])))
+        video = x.float().tanh()[:, :3, None, None, None].expand(b, 3, 4, 16, 16)
+        return {**batch, "video": video, "fps": torch.full((b,), 8.0)}
+
+
+@dataclass
+class Run:
+    run: str
+    seed: int = 0
+    steps: int = 8
+    batch: int = 8
+    accumulate: int = 1
+    keep: int = 2
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-2, warmup=2, ema=0.9, weight_decay=0.01))
+    engine: Engine = field(default_factory=lambda: Engine(precision="fp32"))
+    every: Every = field(default_factory=lambda: Every(log=1, save=4))
+    sample: Sample = field(default_factory=lambda: Sample(number=2))
+
+
+def train(run: Run, *, system: System | None = None, stop: Any = None, config: dict[str, Any] | None = None) -> int:
+    """`loop.fit` on the fakes."""
+    from dataclasses import asdict
+
+    from mmdiff.train import loop
+    from mmdiff.train.ranks import join
+    from mmdiff.train.stop import Stop
+
+    stop = stop or Stop()
+    try:
+        return loop.fit(
+            run,
+            config=config or asdict(run),
+            system=system or System(),
+            train=Clips(),
+            held_out=Clips(10),
+            ranks=join(run.engine),
+            stop=stop,
+        )
+    finally:
+        stop.restore()
+
+
+def hashes(folder: Any) -> dict[str, str]:
+    """What a checkpoint's manifest says about its tensors."""
+    import json
+    from pathlib import Path
+
+    files = json.loads((Path(folder) / "manifest.json").read_text())["files"]
+    return {name: facts["sha256"] for name, facts in files.items() if name.endswith(".safetensors")}
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,0 +1,64 @@
+"""Train a model, or continue: the same command goes on from the newest sound checkpoint in the run's folder.
+
+    python tools/train.py configs/sounding_objects/smoke.yaml run=runs/a steps=100
+    deepspeed --num_gpus 8 tools/train.py configs/... engine.config=configs/deepspeed/zero2.json
+
+Exit codes: 0 done, 2 wrong configuration, 3 checkpoints exist but none is sound, 75 stopped by a signal after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from mmdiff.errors import NoSoundCheckpoint, UserError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file, such as configs/sounding_objects/smoke.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as optimizer.lr=1e-3")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers say it twice
+    args = parser.parse_intermixed_args()
+    try:
+        return train(args.config, args.overrides)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0" or not getattr(error, "shared", True):
+            print(f"error: {error}", file=sys.stderr)
+        return 3 if isinstance(error, NoSoundCheckpoint) else 2
+
+
+def train(config: str, overrides: list[str]) -> int:
+    """Everything after the command line -> the exit code."""
+    from mmdiff import build, prepare
+    from mmdiff.train.loop import fit
+    from mmdiff.train.ranks import join
+    from mmdiff.train.stop import Stop, follow_launcher
+
+    tree = build.read(config, overrides)
+    run = build.parse(tree)
+    stop, ranks = Stop(), join(run.engine)
+    if ranks.launched:
+        follow_launcher()
+    prepare.prepare(run, rank=ranks.rank)
+    data, held_out = build.make_data(run)
+    return fit(
+        run,
+        config=tree,
+        system=build.make_system(run),
+        train=data,
+        held_out=held_out,
+        ranks=ranks,
+        stop=stop,
+    )
+
+
+if __name__ == "__main__":
+    code = 1
+    try:
+        code = main()
+    finally:
+        if "mmdiff.train.ranks" in sys.modules:
+            sys.modules["mmdiff.train.ranks"].leave(code)
+    sys.exit(code)
