@@ -93,7 +93,7 @@ def opened(path: str | Path) -> Iterator[InputContainer]:
             if len(container.streams) > MAX_STREAMS or (container.duration or 0) > MAX_SECONDS * 1e6:
                 raise BadMedia(f"{path}: more than {MAX_STREAMS} streams or {MAX_SECONDS:.0f} s.")
             yield container
-    except (av.FFmpegError, OSError, MemoryError) as error:
+    except (av.FFmpegError, OSError, MemoryError, ValueError, RuntimeError, IndexError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BadMedia(f"{path}: cannot be read ({reason}).") from error
 

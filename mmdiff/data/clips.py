@@ -1,0 +1,228 @@
+"""Entries to samples of one shape: which clip, which window, which crop, which caption.
+
+The one idea: a sample is a pure function of (seed, position). Position p lies in epoch p // N, the epoch's permutation
+names the clip, and the draws hang on (seed, purpose, epoch, clip id); so ranks, workers and resumed runs agree without
+a word between them. A clip that cannot be used is replaced by the next in an order hashed from its own id, named once
+with its reason and counted; whether it can be used hangs on file and window alone, never on what was read before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from torch import Tensor
+
+from mmdiff import noise
+from mmdiff.data.manifest import Entry, read_entries
+from mmdiff.data.media import BadMedia, Facts, probe
+from mmdiff.data.media.read import Reader
+from mmdiff.data.patience import Patience
+from mmdiff.data.window import Draws, Modality, Policy, Reading, read_window
+from mmdiff.errors import UserError
+
+CHECKED = 1000  # clips that may be unusable in a row before the folder is given up
+REMEMBERED = 1 << 16  # files whose facts are kept
+log = logging.getLogger(__name__)
+
+
+class Sample(TypedDict):
+    """One clip; an absent modality is zeros and False in `valid`."""
+
+    video: Tensor  # uint8 (3 t h w)
+    audio: Tensor  # int16 (1 n), full scale 32767
+    text: str
+    id: str
+    valid: dict[str, bool]
+    fps: float
+    rate: int
+    skipped: list[tuple[str, str]]  # (id, reason) of the clips in whose place this one stands
+
+
+class Clips:
+    """A map from positions to samples; `len` is the number of clips in an epoch, positions go on for ever.
+
+    path        a folder or a manifest (see manifest.py)      split   one of the manifest's, or train / val
+    frames, fps the window is frames / fps seconds            size    (h, w): scaled to cover, then cut
+    rate        samples a second; n = round(frames / fps * rate)
+    modalities  what is read; a clip that has none of them is unusable, one that lacks some is masked
+    window      where the window lies: random in each epoch, at the start, or in the centre; crop likewise
+    caption     random in each epoch, or the first; a clip without captions has the empty text
+    short       a clip shorter than the window by more than half a frame: drop it (named with its length), loop it from
+                its start, or hold its last frame over silence
+    on_missing_audio   no sound in the window: mask (valid["audio"] is False), drop the clip, or stop with an error
+    reader      pyav or decord, equal frames
+    cache       keep decoded clips whose window and crop never change in this process's memory: (3 t h w) bytes and 2 n
+                bytes a clip, in each loader worker again; the values are the same either way
+    patience    seconds after which a decoder that does not answer is given up
+
+    An image is a still clip: its picture in every frame, no sound. A sound file alone is a clip without a picture.
+    `bad` lists {id, reason} of the clips skipped so far, each once; `replaced` counts how often that happened.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        frames: int,
+        fps: float,
+        size: Sequence[int],
+        rate: int,
+        split: str | None = "train",
+        seed: int = 0,
+        modalities: Sequence[Modality] = ("video", "audio"),
+        window: Literal["random", "start", "center"] = "random",
+        crop: Literal["random", "center"] = "random",
+        caption: Literal["random", "first"] = "random",
+        short: Literal["drop", "loop", "hold"] = "drop",
+        on_missing_audio: Literal["mask", "drop", "error"] = "mask",
+        reader: Reader = "pyav",
+        cache: bool = False,
+        patience: float = 60.0,
+    ) -> None:
+        extent = (int(size[0]), int(size[1])) if len(size) == 2 else (0, 0)
+        self.policy = Policy(
+            frames, float(fps), extent, rate, tuple(modalities), window, crop, short, on_missing_audio, reader
+        )
+        _check(self.policy, caption)
+        self.path, self.seed, self.caption, self.cache = path, seed, caption, cache
+        self.entries = read_entries(path, split)
+        self.bad: list[dict[str, str]] = []
+        self.replaced = 0
+        self._facts: dict[Path, Facts | str] = {}
+        self._hung: dict[str, str] = {}
+        self._kept: dict[str, Reading] = {}
+        self._order: tuple[int, Tensor] | None = None
+        self._patience = Patience(patience)
+        self._find_one_usable()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, position: int) -> Sample:
+        """The sample at `position` in [0, infinity). Raises UserError if not one clip is usable."""
+        epoch, place = divmod(position, len(self))
+        skipped: list[tuple[str, str]] = []
+        for index in self._candidates(epoch, place):
+            try:
+                return self._watched(self.entries[index], epoch, skipped)
+            except BadMedia as error:
+                skipped.append((self.entries[index].id, str(error)))
+        raise self._nothing_usable(skipped)
+
+    def note(self, skipped: Sequence[tuple[str, str]]) -> None:
+        """Name clips that were skipped, each once. The loader calls it, since workers have no voice of their own."""
+        self.replaced += len(skipped)
+        named = {clip["id"] for clip in self.bad} if skipped else set()
+        for name, reason in skipped:
+            if name not in named:
+                named.add(name)
+                self.bad.append({"id": name, "reason": reason})
+                log.warning("skipped clip %s: %s", name, reason)
+
+    # ---- which clip ------------------------------------------------------------------------------------------------
+
+    def _candidates(self, epoch: int, place: int) -> Iterator[int]:
+        """The clip of this place, then its replacements."""
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, noise.permutation(len(self), key=noise.key(self.seed, "order", epoch))
+        first = int(self._order[1][place])
+        yield first
+        spare = noise.permutation(len(self), key=noise.key(self.seed, "replacement", epoch, self.entries[first].id))
+        yield from (index for index in spare.tolist() if index != first)
+
+    def _find_one_usable(self) -> None:
+        """Fail at build, in bounded time, where nothing can be learned from."""
+        skipped: list[tuple[str, str]] = []
+        for index in noise.permutation(len(self), key=noise.key(self.seed, "check"))[:CHECKED].tolist():
+            try:
+                self._watched(self.entries[index], 0, [])
+                return self.note(skipped)
+            except BadMedia as error:
+                skipped.append((self.entries[index].id, str(error)))
+        raise self._nothing_usable(skipped)
+
+    def _nothing_usable(self, skipped: list[tuple[str, str]]) -> UserError:
+        reasons = "; ".join(reason.rstrip(".") for _, reason in skipped[:5])
+        return UserError(
+            f"{self.path}: none of {len(skipped)} clips that were tried is usable. First reasons: {reasons}."
+        )
+
+    # ---- what of it ------------------------------------------------------------------------------------------------
+
+    def _watched(self, entry: Entry, epoch: int, skipped: list[tuple[str, str]]) -> Sample:
+        if entry.id in self._hung:
+            raise BadMedia(self._hung[entry.id])
+        try:
+            return self._patience(lambda: self._sample(entry, epoch, skipped))
+        except TimeoutError as error:
+            self._hung[entry.id] = f"{entry.video or entry.audio}: the decoder gave {error}."
+            raise BadMedia(self._hung[entry.id]) from error
+
+    def _sample(self, entry: Entry, epoch: int, skipped: list[tuple[str, str]]) -> Sample:
+        reading = self._kept.get(entry.id)
+        if reading is None:
+            reading = read_window(entry, self.policy, self._draws(entry, epoch), self._probed)
+            if self.cache and reading.settled:
+                self._kept[entry.id] = reading
+        return {
+            "video": reading.video,
+            "audio": reading.audio,
+            "text": self._text(entry, epoch),
+            "id": entry.id,
+            "valid": reading.valid,
+            "fps": self.policy.fps,
+            "rate": self.policy.rate,
+            "skipped": skipped,
+        }
+
+    def _draws(self, entry: Entry, epoch: int) -> Draws:
+        purposes = ("window", "crop rows", "crop columns")
+        keys = [noise.key(self.seed, purpose, epoch, entry.id) for purpose in purposes]
+        window, rows, columns = noise.uniform(keys=keys).tolist()
+        return Draws(window, (rows, columns))
+
+    def _text(self, entry: Entry, epoch: int) -> str:
+        if not entry.captions:
+            return ""
+        random = self.caption == "random"
+        key = noise.key(self.seed, "caption", epoch, entry.id)
+        return entry.captions[noise.integer(len(entry.captions), key=key) if random else 0]
+
+    def _probed(self, path: Path) -> Facts:
+        """Facts or the reason against the file, remembered: they hang on the file alone."""
+        if path not in self._facts:
+            if len(self._facts) >= REMEMBERED:
+                self._facts.clear()
+            try:
+                self._facts[path] = probe(path)
+            except BadMedia as error:
+                self._facts[path] = str(error)
+        facts = self._facts[path]
+        if isinstance(facts, str):
+            raise BadMedia(facts)
+        return facts
+
+
+CHOICES = {
+    "window": ("random", "start", "center"),
+    "crop": ("random", "center"),
+    "short": ("drop", "loop", "hold"),
+    "on_missing_audio": ("mask", "drop", "error"),
+    "reader": ("pyav", "decord"),
+}
+
+
+def _check(policy: Policy, caption: str) -> None:
+    """Raise UserError for a value that a recipe may not have."""
+    for name, values in CHOICES.items():
+        if getattr(policy, name) not in values:
+            raise UserError(f"data.{name} is one of {', '.join(values)}, not {getattr(policy, name)!r}.")
+    if caption not in ("random", "first"):
+        raise UserError(f"data.caption is random or first, not {caption!r}.")
+    if not policy.modalities or set(policy.modalities) - {"video", "audio"}:
+        raise UserError(f"data.modalities is a list of video and / or audio, not {list(policy.modalities)}.")
+    if min(*policy.size, policy.frames, policy.fps, policy.rate) <= 0:
+        raise UserError("data.frames, fps and rate are above zero, and data.size is two numbers above zero: [h, w].")

@@ -1,0 +1,220 @@
+"""What there is to learn from: a manifest (.jsonl or .csv) or any folder of clips -> a list of entries.
+
+One row is one clip: `id`, `video` and / or `audio` (paths relative to the manifest's folder), `captions` (a list; in a
+CSV one `caption`, or a JSON list in `captions`), and optionally `split`, `start` and `duration` in seconds; the row is
+kept whole in `facts`. In a folder, captions stand in a .txt of the clip's name, one a line, and a sound file of that name
+is the video's own sound without loss. A folder that holds manifest.jsonl or manifest.csv is read as that manifest.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmdiff import noise
+from mmdiff.data.media.files import AUDIO, IMAGES, VIDEO
+from mmdiff.errors import UserError
+
+HELD_OUT = 20  # one file in this many is held out where nobody has split the data
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip. `video` may be an image; None means that the modality is absent."""
+
+    id: str
+    video: Path | None
+    audio: Path | None  # None with a video: the sound inside the video, if it has any
+    captions: tuple[str, ...] = ()
+    split: str | None = None
+    start: float = 0.0  # s into the file
+    duration: float | None = None  # s; None: to the end
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+def read_entries(path: str | Path, split: str | None = None) -> list[Entry]:
+    """Entries in a fixed order, all of them or those of one split.
+
+    Without any split in the data, one entry in HELD_OUT (at least one, if there are two) is held out by the hash of its
+    id: "train" is the rest, and any other name is the held-out part. Raises UserError naming file and line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        listed = [path / name for name in ("manifest.jsonl", "manifest.csv") if (path / name).is_file()]
+        path = listed[0] if listed else path
+    if path.is_dir():
+        entries = _folder(path)
+    elif path.suffix.lower() in (".jsonl", ".csv") and path.is_file():
+        entries = _manifest(path)
+    else:
+        raise UserError(f"{path}: no such data. Give a folder of clips, or a manifest that ends in .jsonl or .csv.")
+    if not entries:
+        raise UserError(
+            f"{path}: nothing to read. Clips end in {' '.join(VIDEO + IMAGES + AUDIO)}; a manifest has a row each."
+        )
+    return entries if split is None else _of_split(entries, split, path)
+
+
+def _of_split(entries: list[Entry], split: str, path: Path) -> list[Entry]:
+    names = sorted({entry.split for entry in entries if entry.split})
+    if names:
+        chosen = [entry for entry in entries if entry.split == split]
+        if not chosen:
+            raise UserError(f"{path}: no clip has split '{split}'; there are: {', '.join(names)}.")
+        return chosen
+    held = _held_out([entry.id for entry in entries])
+    return [entry for entry in entries if (entry.id in held) == (split != "train")] or entries
+
+
+def _held_out(ids: Sequence[str]) -> set[str]:
+    """By the hash of the id alone, so that adding a file moves no other file across the line."""
+    hashed = {name: noise.key("held-out", name) for name in ids}
+    held = {name for name, key in hashed.items() if key % HELD_OUT == 0}
+    return held if held and len(held) < len(ids) else {min(hashed, key=hashed.__getitem__)} if len(ids) > 1 else set()
+
+
+# ---- manifests -----------------------------------------------------------------------------------------------------
+
+
+def _manifest(path: Path) -> list[Entry]:
+    entries: list[Entry] = []
+    lines: dict[str, int] = {}
+    for line, row in _json_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path):
+        entry = _entry(row, path, line)
+        if entry.id in lines:
+            raise UserError(
+                f"{path}:{line}: the id '{entry.id}' was already used in line {lines[entry.id]}; ids are unique."
+            )
+        lines[entry.id] = line
+        entries.append(entry)
+    return entries
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, text in enumerate(_text(path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{line}: not JSON ({error}). A manifest has one JSON object a line.") from error
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}:{line}: a {type(row).__name__}, not an object. A manifest has one JSON object a line."
+            )
+        yield line, row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(_text(path).splitlines(keepends=True), strict=True)
+    try:
+        if not {"video", "audio"} & set(reader.fieldnames or ()):
+            raise UserError(
+                f"{path}:1: missing column. The first line names the columns; 'video' or 'audio' is needed."
+            )
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(f"{path}:{reader.line_num}: not as many fields as the first line has columns.")
+            yield reader.line_num, {name: value for name, value in row.items() if value != ""}
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not CSV ({error}).") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
+
+
+def _entry(row: dict[str, Any], path: Path, line: int) -> Entry:
+    """A row -> Entry, every field checked."""
+    video, audio = (_file(row, name, path, line) for name in ("video", "audio"))
+    if video is None and audio is None:
+        raise UserError(f"{path}:{line}: missing column. A clip needs 'video' or 'audio', a path beside the manifest.")
+    name, split = row.get("id", row.get("video") or row.get("audio")), row.get("split")
+    name = str(name) if type(name) is int else name
+    if not isinstance(name, str) or not name or not isinstance(split, str | None):
+        raise UserError(f"{path}:{line}: 'id' and 'split' are texts, not {name!r} and {split!r}.")
+    start, duration = _seconds(row, "start", path, line), _seconds(row, "duration", path, line)
+    captions = _captions(row, path, line)
+    return Entry(name, video, audio, captions, split, start or 0.0, duration, row)
+
+
+def _file(row: dict[str, Any], column: str, path: Path, line: int) -> Path | None:
+    value = row.get(column)
+    if value is None:
+        return None
+    file = path.parent / value if isinstance(value, str) and value and "\0" not in value else None
+    if file is None or not file.is_file():
+        raise UserError(f"{path}:{line}: {column} '{value}' is no file. Paths are relative to {path.parent}.")
+    known = VIDEO + IMAGES if column == "video" else AUDIO + VIDEO
+    if file.suffix.lower() not in known:
+        raise UserError(f"{path}:{line}: {column} '{value}' is of no known kind: {' '.join(known)}.")
+    return file
+
+
+def _seconds(row: dict[str, Any], column: str, path: Path, line: int) -> float | None:
+    value = row.get(column)
+    try:
+        number = None if value is None else float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if number is not None and not 0 <= number < float("inf"):
+        raise UserError(f"{path}:{line}: {column} is a number of seconds, not {value!r}.")
+    return number
+
+
+def _captions(row: dict[str, Any], path: Path, line: int) -> tuple[str, ...]:
+    value = row.get("captions", row.get("caption")) or []
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass  # a caption that begins with a bracket
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list) or not all(isinstance(caption, str) for caption in value):
+        raise UserError(f"{path}:{line}: captions are a list of texts, not {value!r}.")
+    return tuple(value)
+
+
+# ---- folders -------------------------------------------------------------------------------------------------------
+
+
+def _folder(path: Path) -> list[Entry]:
+    """Every known file below `path`, by name; an id is the path inside the folder."""
+    files = sorted(_walk(path))
+    videos = {file.with_suffix("") for file in files if file.suffix.lower() in VIDEO}
+    sounds = {file.with_suffix(""): file for file in files if file.suffix.lower() in AUDIO}
+    entries = []
+    for file in files:
+        stem, kind = file.with_suffix(""), file.suffix.lower()
+        if kind in AUDIO and stem in videos:
+            continue  # it is the sound of that video
+        video, audio = (None, file) if kind in AUDIO else (file, sounds.get(stem) if kind in VIDEO else None)
+        entries.append(Entry(file.relative_to(path).as_posix(), video, audio, _sidecar(stem)))
+    return entries
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """Known files, links followed once, hidden ones left alone."""
+    seen: set[str] = set()
+    for folder, below, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        below[:] = [] if real in seen else [name for name in below if not name.startswith(".")]
+        if real not in seen:
+            known = (name for name in names if Path(name).suffix.lower() in VIDEO + IMAGES + AUDIO)
+            yield from (Path(folder) / name for name in known if not name.startswith("."))
+        seen.add(real)
+
+
+def _sidecar(stem: Path) -> tuple[str, ...]:
+    file = stem.parent / f"{stem.name}.txt"
+    if not file.is_file():
+        return ()
+    return tuple(line.strip() for line in _text(file).splitlines() if line.strip())
