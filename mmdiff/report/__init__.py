@@ -30,7 +30,7 @@ def write_report(
             f"{folder} is not a run: it holds no config.yaml. Give the folder that `run=` named in training."
         )
     shown = [gallery.read(Path(place)) for place in clips]
-    models = {g.title: g.run for g in shown} or {folder.name: str(folder)}
+    models = list(dict.fromkeys(one.run for one in shown)) or [str(folder)]
     parts = [gallery.section(shown), scores.section(folder, models, count=count, seed=seed, progress=progress)]
     page = string.Template((files(__package__) / "page.html").read_text(encoding="utf-8")).substitute(
         title=f"mmdiff · {escape(folder.name)}",

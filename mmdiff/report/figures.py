@@ -54,10 +54,14 @@ def png(image: Tensor) -> str:
 
 
 def strip(video: Tensor, *, frames: int = 8) -> str:
-    """uint8 (t h w 3) -> an <img> with evenly spaced frames side by side, first and last included."""
-    places = torch.linspace(0, len(video) - 1, min(frames, len(video))).round().long()
-    row = torch.cat([torch.nn.functional.pad(video[k], (0, 0, 0, 1), value=128) for k in places], 1)  # (h n*(w+1) 3)
-    return f'<img class="strip" alt="{len(places)} of {len(video)} frames" src="{png(row[:, :-1])}">'
+    """uint8 (t h w 3) -> an <img> of frames side by side, each the one on screen at the middle of its place in time."""
+    n = min(frames, len(video))
+    places = ((torch.arange(n) + 0.5) / n * len(video)).long()
+    gap = max(1, video.shape[1] // 40)
+    row = torch.cat(
+        [torch.nn.functional.pad(video[k], (0, 0, 0, gap), value=128) for k in places], 1
+    )  # (h n*(w+gap) 3)
+    return f'<img class="strip" alt="{n} of {len(video)} frames" src="{png(row[:, :-gap])}">'
 
 
 def sound(level: Tensor, *, seconds: float, onsets: Sequence[float], impacts: Sequence[float], height: int = 72) -> str:
@@ -122,9 +126,9 @@ def _span(low: float, high: float, margin: float) -> Span:
 def _grid(place: Place, xs: Span, ys: Span, *, log: bool, name: str, width: int, height: int, bottom: int) -> str:
     """Axis lines with round numbers."""
     marks = []
-    for value in ticks(*ys):
+    for value in decades(*ys) if log else ticks(*ys):
         across, up = place((xs[0], value)).split(",")
-        label = f"{10**value:.3g}" if log else f"{value:.3g}"
+        label = f"{10**value:.2g}" if log else f"{value:.3g}"
         marks.append(f'<line class="axis" x1="{across}" x2="{width - 12}" y1="{up}" y2="{up}"/>')
         marks.append(f'<text x="{float(across) - 6}" y="{up}" dy="4" text-anchor="end">{label}</text>')
     for value in ticks(*xs):
@@ -140,3 +144,11 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
     first = math.ceil(low / step - 1e-9)
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """log10 of 1, 2 and 5 times powers of ten in [low, high]; evenly spaced marks where fewer than two lie there."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    marks = [n + math.log10(m) for n in powers for m in ((1, 2, 5) if high - low < 3 else (1,))]
+    inside = [mark for mark in marks if low <= mark <= high]
+    return inside if len(inside) > 1 else ticks(low, high)

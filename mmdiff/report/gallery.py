@@ -22,6 +22,7 @@ from mmdiff.metrics import faithfulness
 from mmdiff.report import figures
 from mmdiff.world.caption import parse
 
+QUIET = -40.0  # dB: what lies below it everywhere is shown as silence, not as noise at full brightness
 MOTIONS = {"drop": "falling", "slide": "sliding", "still": "still"}
 LABELS = {"count": "count", "colour_count": "colours", "shape": "shape", "size": "size", "direction": "motion"}
 LABELS |= {"bounces": "bounces", "timbre": "sound"}
@@ -31,7 +32,6 @@ LABELS |= {"bounces": "bounces", "timbre": "sound"}
 class Gallery:
     """What one model made of a list of prompts: a folder of `tools/sample_video.py`."""
 
-    title: str
     run: str
     clips: dict[str, tuple[Path, dict[str, Any]]]  # prompt -> its first clip and the side file's content
 
@@ -48,7 +48,7 @@ def read(folder: Path) -> Gallery:
     for side in sides:
         if side["checkpoint"]["step"] == newest:
             clips.setdefault(side["prompt"], (folder / side["file"], side))
-    return Gallery(Path(sides[-1]["run"]).name, sides[-1]["run"], clips)
+    return Gallery(sides[-1]["run"], clips)
 
 
 def section(galleries: Sequence[Gallery]) -> str:
@@ -65,7 +65,7 @@ def section(galleries: Sequence[Gallery]) -> str:
 
 
 def _card(prompt: str, galleries: Sequence[Gallery]) -> str:
-    columns = [clip(*g.clips[prompt], title=g.title) for g in galleries if prompt in g.clips]
+    columns = [clip(*g.clips[prompt], title=g.run) for g in galleries if prompt in g.clips]
     return f'<section class="prompt"><p>{escape(prompt)}</p><div class="columns">{"".join(columns)}</div></section>'
 
 
@@ -78,7 +78,7 @@ def clip(path: Path, side: dict[str, Any], *, title: str) -> str:
         level, seconds = log_mel(audio, rate=side["rate"]), len(audio) / side["rate"]
         parts.append(figures.sound(level, seconds=seconds, onsets=reading.onsets, impacts=reading.impacts))
     return (
-        f'<div class="clip"><h3>{escape(title)}</h3>{_player(path)}<div>{"".join(parts)}</div>'
+        f'<div class="clip"><h3>{escape(title)}</h3>{_player(path, video)}<div>{"".join(parts)}</div>'
         f'<p class="facts">{_facts(reading, side["prompt"])}</p></div>'
     )
 
@@ -100,7 +100,8 @@ def _facts(reading: faithfulness.Reading, prompt: str) -> str:
     things = [
         " ".join(filter(None, (o.size, o.colour, o.shape, MOTIONS[o.motion], o.direction))) for o in reading.objects
     ]
-    seen = f"Seen: {'; '.join(things) or 'nothing'}. {len(reading.impacts)} impacts seen, {len(reading.onsets)} heard."
+    times = f"Impacts seen: {len(reading.impacts)}, onsets heard: {len(reading.onsets)}."
+    seen = f"Seen: {'; '.join(things) or 'nothing'}. {times}"
     try:
         marks = faithfulness.compare(reading, parse(prompt))
     except UserError:
@@ -112,20 +113,21 @@ def _facts(reading: faithfulness.Reading, prompt: str) -> str:
     return f"{told}<br>{escape(seen)}"
 
 
-def _player(path: Path) -> str:
+def _player(path: Path, video: Tensor) -> str:
     source = figures.embed(path)
     if path.suffix == ".mp4":
-        return f'<video src="{source}" controls loop playsinline preload="metadata"></video>'
+        poster = f' poster="{figures.png(video[len(video) // 2])}"' if len(video) else ""
+        return f'<video src="{source}"{poster} controls loop playsinline preload="metadata"></video>'
     return (
         f'<audio src="{source}" controls></audio>' if path.suffix == ".wav" else f'<img class="still" src="{source}">'
     )
 
 
 def log_mel(audio: Tensor, *, rate: int, bands: int = 40) -> Tensor:
-    """Samples (n,) -> (bands frames) in [0, 1]: 60 dB below the loudest point is 0."""
+    """Samples (n,) -> (bands frames) in [0, 1]: 1 is the loudest point, but at least QUIET, and 0 is 60 dB below."""
     from mmdiff.autoencoders.mel import Mel
 
     hop = max(2, rate // 100)
     picture = Mel(rate=rate, hop=hop, window=4 * hop, bands=bands).log_mel(audio[None, None])[0]
     level = 20 * torch.log10(picture.expm1().clamp(min=1e-6))
-    return ((level - level.max()) / 60 + 1).clamp(0, 1)
+    return ((level - max(float(level.max()), QUIET)) / 60 + 1).clamp(0, 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.report import figures
+from mmdiff.train.log import flat
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -26,18 +27,24 @@ def section(folder: Path) -> str:
     """Loss per modality, held-out loss per noise level where there is one, and speed."""
     rows = read_log(folder)
     losses = smooth(lines(rows, "loss"))
+    plots = [_plot("Training loss, a running mean of the logged steps", losses)]
     held_out = lines(rows, "held_out")
-    plots = [figures.curves(losses, x="step")] + ([figures.curves(held_out, x="step")] if held_out else [])
-    note = "Training loss, a running mean of the logged steps" + ("; beside it, held-out loss." if held_out else ".")
-    return f'<h2>Learning</h2><p class="note">{note}</p><div class="plots">{"".join(plots)}</div>'
+    for modality in dict.fromkeys(name.split("/")[0] for name in held_out):
+        levels = {f"t = {name.split('/')[1]}": held_out[name] for name in held_out if name.startswith(f"{modality}/")}
+        plots.append(_plot(f"Held-out error of {modality}, by noise level", levels))
+    return f'<h2>Learning</h2><div class="plots">{"".join(plots)}</div>'
+
+
+def _plot(title: str, named: dict[str, list[tuple[float, float]]]) -> str:
+    return f"<div><h3>{title}</h3>{figures.curves(named, x='step')}</div>"
 
 
 def lines(rows: Sequence[dict[str, Any]], family: str) -> dict[str, list[tuple[float, float]]]:
     """The logged numbers named family/..., or `family` itself where it has no parts -> name: (step, value) points."""
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        for name, value in row.items():
-            if name.split("/")[0] == family and isinstance(value, int | float):
+        for name, value in flat(row).items():
+            if name.split("/")[0] == family:
                 found.setdefault(name.removeprefix(f"{family}/"), []).append((row["step"], float(value)))
     return found if len(found) < 2 else {name: points for name, points in found.items() if name != family}
 

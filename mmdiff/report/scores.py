@@ -7,6 +7,7 @@ model has to beat.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from math import isnan
@@ -32,8 +33,8 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def section(folder: Path, models: Mapping[str, str], *, count: int, seed: int, progress: bool) -> str:
-    """The table of scores; a note where the data set does not say what is true of its clips."""
+def section(folder: Path, models: Sequence[str], *, count: int, seed: int, progress: bool) -> str:
+    """The table of scores, also written to RUN/scores.json; a note where nothing says what is true of the clips."""
     if not count:
         return ""
     try:
@@ -41,26 +42,38 @@ def section(folder: Path, models: Mapping[str, str], *, count: int, seed: int, p
         rows = measure(models, truth, prompts, seed=seed, progress=progress)
     except UserError as error:
         return f'<h2>Scores</h2><p class="note">Left out: {escape(str(error))}</p>'
+    protocol = {"split": SPLIT, "prompts": len(prompts), "seed": seed, "models": list(models)}
+    (folder / "scores.json").write_text(json.dumps(protocol | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
     return f"<h2>Scores</h2>{table(rows, models)}{_protocol(prompts, seed)}"
 
 
 def references(folder: Path, count: int) -> tuple[list[Clip], list[str]]:
     """The first `count` held-out clips of a run's data set with their fullest captions, as the run would read them."""
-    config = build.read(folder / "config.yaml")
-    node = build.overlay(config["data"], {"split": SPLIT, "cache": False})
-    clips = build.make(node)
-    items = [clips[i] for i in range(min(count, len(clips)))]
-    return [as_clip(item) for item in items], [clips.rows[i].captions[0] for i in range(len(items))]
+    fixed = {"split": SPLIT, "caption": "first", "window": "start", "crop": "center", "cache": False}
+    clips = build.make(build.overlay(build.read(folder / "config.yaml")["data"], fixed))
+    samples = [clips[place] for place in range(min(count, len(clips)))]
+    if not all(sample["valid"]["video"] and sample["valid"]["audio"] for sample in samples):
+        raise UserError("These scores judge picture and sound together, and some held-out clips lack one of them.")
+    truth = [
+        (
+            one["video"].permute(1, 2, 3, 0).numpy(),
+            one["audio"][0].numpy().astype(np.float32) / 32767,
+            clips.fps,
+            clips.rate,
+        )
+        for one in samples
+    ]
+    return truth, [one["text"] for one in samples]
 
 
 def measure(
-    models: Mapping[str, str], truth: Sequence[Clip], prompts: Sequence[str], *, seed: int, progress: bool
+    models: Sequence[str], truth: Sequence[Clip], prompts: Sequence[str], *, seed: int, progress: bool
 ) -> dict[str, Row]:
     """name -> score of the ground truth, of its codec rows, of the models and of the nulls."""
     clips: dict[str, Sequence[Clip]] = {"ground truth": truth}
-    for name, run in models.items():
-        system, config, _ = build.load(run, device=default_devices()[0])
-        clips[f"ground truth through the codec of {name}"] = codec(system, truth)
+    for name in models:
+        system, config, _ = build.load(name, device=default_devices()[0])
+        clips[f"ground truth, codec of {name}"] = codec(system, truth)
         clips[name] = dream(system, config, prompts, seed=seed, label=name, progress=progress)
     clips |= nulls(truth)
     rows = {}
@@ -83,13 +96,12 @@ def dream(
     return made
 
 
-def as_clip(batch: Mapping[str, Any], row: int | None = None) -> Clip:
-    """One clip of a batch (or a sample of a data set) as the readers take it: video (t h w 3) uint8, audio (n,)."""
-    pick = (lambda value: value) if row is None else (lambda value: value[row])
+def as_clip(batch: Batch, row: int) -> Clip:
+    """One clip of a batch as the readers take it: video (t h w 3) uint8, audio (n,)."""
     if "video" not in batch or "audio" not in batch:
         raise UserError("These scores judge picture and sound together, and the run makes only one of them.")
-    audio = pick(batch["audio"])[0].detach().float().cpu().numpy()  # (n,)
-    return pixels(pick(batch["video"])).numpy(), audio, float(pick(batch["fps"])), int(batch["rate"])
+    audio = batch["audio"][row, 0].detach().float().cpu().numpy()  # (n,)
+    return pixels(batch["video"][row]).numpy(), audio, float(batch["fps"][row]), int(batch["rate"])
 
 
 def as_batch(clips: Sequence[Clip]) -> Batch:
@@ -137,7 +149,7 @@ def _clicks(samples: int, rate: int) -> np.ndarray:
     return (0.5 * np.exp(-t / 0.01) * np.sin(2 * np.pi * 1000 * t)).astype(np.float32)
 
 
-def table(rows: Mapping[str, Row], models: Mapping[str, str]) -> str:
+def table(rows: Mapping[str, Row], models: Sequence[str]) -> str:
     """Rows of value and interval; models in bold."""
     head = "".join(f"<th>{label}</th>" for label in COLUMNS.values())
     body = "\n".join(
