@@ -28,6 +28,7 @@ from mmdiff.sampling import SAMPLERS
 from mmdiff.train.settings import Sample
 
 FIRST_BATCH = {"cuda": 64, "cpu": 8}
+Work = tuple[str, list["Job"], str, "Settings", int | None, str]  # the arguments of _work but the last
 CHOICES = ("steps", "guidance", "sampler")
 
 
@@ -252,7 +253,7 @@ def pixels(video: Tensor, *, scale: int = 1) -> Tensor:
 # ---- several devices -----------------------------------------------------------------------------------------------
 
 
-def _spread(work: list[tuple[Any, ...]], advance: Advance) -> list[tuple[int, Path]]:
+def _spread(work: list[Work], advance: Advance) -> list[tuple[int, Path]]:
     """One process a device; each tells its progress, then its results or its error, through one queue."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -275,7 +276,7 @@ def _spread(work: list[tuple[Any, ...]], advance: Advance) -> list[tuple[int, Pa
     return made
 
 
-def _child(share: tuple[Any, ...], queue: Any) -> None:
+def _child(share: Work, queue: Any) -> None:
     try:
         queue.put(_work(*share, lambda amount: queue.put(float(amount))))
     except UserError as error:
