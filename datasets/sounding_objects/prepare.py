@@ -16,9 +16,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdiff.errors import UserError, run_tool
+
+if TYPE_CHECKING:
+    from mmdiff.world.clip import Clip
 
 VERSION = 1  # of the world: a change that alters any clip's bytes raises it
 
@@ -153,6 +156,12 @@ def write(job: Job) -> dict[str, Any]:
         write_wav(out / f"{name}.wav", sound, rate=tier.rate)
     if not (out / f"{name}.mp4").is_file():
         write_clip(out / f"{name}.mp4", torch.from_numpy(clip.video), fps=tier.fps, audio=sound, rate=tier.rate)
+    return row(job, clip, name, sha256(out / f"{name}.mp4"))
+
+
+def row(job: Job, clip: Clip, name: str, digest: str) -> dict[str, Any]:
+    """The clip's line of the manifest."""
+    tier = clip.tier
     return {
         "id": name.replace("/", "-"),
         "video": f"{name}.mp4",
@@ -166,7 +175,7 @@ def write(job: Job) -> dict[str, Any]:
         "split": job.split,
         "events": [{"t": event.t, "type": "impact", "object": event.object} for event in clip.events],
         "scene": clip.scene.to_json(),
-        "sha256": sha256(out / f"{name}.mp4"),
+        "sha256": digest,
     }
 
 
