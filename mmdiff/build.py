@@ -10,13 +10,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
+import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmdiff.config import overlay, read
 from mmdiff.errors import UserError
 from mmdiff.train.settings import Engine, Every, Optimizer, Sample
 
@@ -85,84 +88,19 @@ class Run:
     keep: int = 2
 
 
-# ---- reading -------------------------------------------------------------------------------------------------------
-
-
-def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The resolved config as plain containers: the file over its `base`, then `key=value` overrides."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    tree = _read_file(Path(path), ())
-    for item in overrides:
-        tree = overlay(tree, _override(item))
-    _refuse_resolvers(tree, "")
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
-    return typing.cast(dict[str, Any], resolved)
-
-
-def _read_file(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
-    """One file, laid over the file that its `base` names (relative to it)."""
-    import yaml
-    from omegaconf import OmegaConf
-
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UserError(f"There is no config {path}." + (f" Beside it are: {', '.join(near)}." if near else ""))
-    if path.resolve() in below:
-        raise UserError(f"{path} is its own base, by way of {' -> '.join(map(str, below))}.")
-    try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (yaml.YAMLError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a mapping of keys to values.")
-    base = tree.pop("base", None)
-    plain = typing.cast(dict[str, Any], tree)
-    return plain if base is None else overlay(_read_file(path.parent / base, (*below, path.resolve())), plain)
-
-
-def _override(item: str) -> dict[str, Any]:
-    """"a.b=1" -> {"a": {"b": 1}}"""
-    from omegaconf import OmegaConf
-
-    if "=" not in item or item.startswith("="):
-        raise UserError(f"The override {item!r} must look like key=value, such as steps=2000 or system.drop=0.2.")
-    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False))
-
-
-def overlay(under: Any, over: Any) -> Any:
-    """Merge mappings key by key; another `kind` replaces the node whole, so that no key of the old kind stays behind."""
-    if not (isinstance(under, Mapping) and isinstance(over, Mapping)):
-        return over
-    if "kind" in over and over["kind"] != under.get("kind", over["kind"]):
-        return dict(over)
-    return {**under, **{key: overlay(under.get(key), value) for key, value in over.items()}}
-
-
-def _refuse_resolvers(node: Any, path: str) -> None:
-    """A config reads nothing but itself: no environment, no code."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            _refuse_resolvers(value, f"{path}.{key}".lstrip("."))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            _refuse_resolvers(value, f"{path}[{i}]")
-    elif isinstance(node, str) and "${" in node and ":" in node.split("${", 1)[1].split("}")[0]:
-        raise UserError(f"{path}: {node!r} calls a resolver; a config may only refer to its own keys, as ${{data.fps}}.")
-
-
 # ---- checking ------------------------------------------------------------------------------------------------------
 
 
 def parse(tree: Mapping[str, Any]) -> Run:
     """Check a resolved config whole, before anything is built."""
+    from mmdiff.systems.base import System
+
     run = typing.cast(Run, _settings(Run, tree, ""))
-    check(run.system, "system")
-    check(run.data, "data")
+    for name, node in (("system", run.system), ("data", run.data)):
+        if "kind" not in node:
+            raise UserError(f"{name}.kind is missing: it says which part the other keys describe.")
+        check(node, name)
+    _typed(run.system, System, "system")
     if run.held_out is not None:
         check(overlay(run.data, run.held_out), "held_out")
     if run.batch < 1 or run.steps < 0 or run.accumulate < 1 or run.batch % run.accumulate:
@@ -203,26 +141,29 @@ def check(node: Any, path: str) -> None:
         return
     for key, child in node.items():
         check(child, f"{path}.{key}")
-    if "kind" not in node:
-        return
+    if "kind" in node:
+        _check_part(node, path)
+
+
+def _check_part(node: Mapping[str, Any], path: str) -> None:
+    """Names, types and completeness of one part's keys; a function's positional arguments come from its caller."""
     part = find(node["kind"], path)
-    signature = inspect.signature(part)
-    hints = typing.get_type_hints(part.__init__ if isinstance(part, type) else part)
+    parameters = inspect.signature(part, eval_str=True).parameters
+    settable = {name: p for name, p in parameters.items() if isinstance(part, type) or p.kind is p.KEYWORD_ONLY}
     given = {key: value for key, value in node.items() if key != "kind"}
-    _check_names(given, list(signature.parameters), f"{path} (kind: {node['kind']})")
+    _check_names(given, list(settable), f"{path} (kind: {node['kind']})")
     for name, value in given.items():
-        if name in hints:
-            _typed(value, hints[name], f"{path}.{name}")
-    if isinstance(part, type):
-        for name, parameter in signature.parameters.items():
-            if parameter.default is parameter.empty and name not in given:
-                raise UserError(f"{path}.{name} is missing: {node['kind']} needs it.")
+        _typed(value, settable[name].annotation, f"{path}.{name}")
+    for name, p in settable.items():
+        if p.default is p.empty and name not in given:
+            raise UserError(f"{path}.{name} is missing: {node['kind']} needs it.")
 
 
-def find(kind: str, path: str) -> Any:
+def find(kind: Any, path: str) -> Any:
     """The class or function that a kind names."""
-    if kind not in PARTS:
-        raise UserError(f"{path}.kind: there is no {kind!r}{_nearest(str(kind), PARTS)} The kinds are {', '.join(PARTS)}.")
+    if not isinstance(kind, str) or kind not in PARTS:
+        near = _nearest(str(kind), PARTS)
+        raise UserError(f"{path}.kind: there is no {kind!r}{near} The kinds are {', '.join(PARTS)}.")
     module, name = PARTS[kind].split(":")
     return getattr(importlib.import_module(module), name)
 
@@ -230,41 +171,62 @@ def find(kind: str, path: str) -> Any:
 def _check_names(given: Mapping[str, Any], known: Sequence[str], path: str) -> None:
     for name in given:
         if name not in known:
-            where = f"{path}: " if path else ""
-            raise UserError(f"{where}there is no key {name!r}{_nearest(str(name), known)} The keys are {', '.join(known)}.")
+            where, near = f"{path}: " if path else "", _nearest(str(name), known)
+            raise UserError(f"{where}there is no key {name!r}{near} The keys are {', '.join(known) or 'none'}.")
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def _typed(value: Any, hint: Any, path: str) -> Any:
-    """The value, if it fits the annotation; what cannot be judged from YAML (objects) passes."""
-    if isinstance(value, Mapping) and "kind" in value or _fits(value, hint):
+    """The value, if it fits the annotation."""
+    if _fits(value, hint):
         return value
-    wanted = getattr(hint, "__name__", str(hint)).replace("collections.abc.", "")
-    raise UserError(f"{path} is {value!r} ({type(value).__name__}), but must be {wanted}.")
+    is_part = isinstance(value, Mapping) and "kind" in value
+    given = f"a {value['kind']}" if is_part else f"{str(value)[:80]!r} ({type(value).__name__})"
+    raise UserError(f"{path} is {given}, but must be {_spoken(hint)}.")
+
+
+def _spoken(hint: Any) -> str:
+    """An annotation as a person would write it."""
+    simple = isinstance(hint, type) and not typing.get_args(hint)
+    if simple and hint not in (int, float, str, bool):
+        return f"a part (a mapping with a kind) that makes a {hint.__name__}"
+    return hint.__name__ if simple else re.sub(r"\b[a-z_]+(\.\w+)*\.", "", str(hint))
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of YAML fits an annotation; a mapping with a kind stands for what it makes."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if hint in (int, float, str, bool):
-        kinds = (int, float) if hint is float else (hint,)
-        return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
-    if hint is type(None):
-        return value is None
-    if origin in (typing.Union, getattr(__import__("types"), "UnionType", None)):
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in options)
+    if isinstance(value, Mapping) and "kind" in value and origin not in (dict, Mapping):
+        return _makes(find(value["kind"], ""), hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint in (int, str, bool, type(None)):
+        return type(value) is hint
     if origin is typing.Literal:
-        return value in options
-    if origin is tuple and options and options[-1] is not Ellipsis:
+        return any(type(value) is type(option) and value == option for option in options)
+    if origin is tuple and options[-1] is not Ellipsis:
         return isinstance(value, list | tuple) and len(value) == len(options) and all(map(_fits, value, options))
     if origin in (list, tuple, Sequence):
-        return isinstance(value, list | tuple) and all(_fits(v, options[0]) or isinstance(v, Mapping) for v in value)
+        return isinstance(value, list | tuple) and all(_fits(item, options[0]) for item in value)
     if origin in (dict, Mapping):
-        return isinstance(value, Mapping)
-    return not isinstance(value, str | int | float | bool | list) and value is not None
+        return isinstance(value, Mapping) and all(_fits(item, options[1]) for item in value.values())
+    return False  # an object, which only a kind can make
+
+
+def _makes(part: Any, hint: Any) -> bool:
+    """Whether what a kind makes can be what an annotation asks for; protocols are taken on trust."""
+    asked = typing.get_origin(hint) or hint
+    if asked is Callable or getattr(asked, "_is_protocol", False):
+        return callable(part) and not (isinstance(part, type) and not hasattr(part, "__call__"))  # noqa: B004
+    return isinstance(part, type) and isinstance(asked, type) and issubclass(part, asked)
 
 
 # ---- building ------------------------------------------------------------------------------------------------------
@@ -300,7 +262,7 @@ def load(path: str | Path, *, ema: bool = True, device: str = "cpu") -> tuple[An
 
     folder = Path(path)
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is not a run: it holds no config.yaml. Give the folder that `run=` named in training.")
+        raise UserError(f"{folder} is not a run: it holds no config.yaml. Give the folder that run= named in training.")
     tree = read(folder / "config.yaml")
     system = make_system(parse(tree))
     state, step, digest = load_weights(folder, ema=ema)

@@ -13,7 +13,9 @@ FILES = sorted(path.relative_to(HOUSE).as_posix() for path in HOUSE.rglob("*.py"
 TREES = {name: ast.parse((HOUSE / name).read_text(encoding="utf-8")) for name in FILES}
 
 FLOORS = {  # a file's floor is its own, or else its folder's; any file may import the open ones
-    **dict.fromkeys(["__init__.py", "errors.py", "batch.py", "process.py", "noise.py", "progress.py", "layers"], 0),
+    **dict.fromkeys(
+        ["__init__.py", "errors.py", "config.py", "batch.py", "process.py", "noise.py", "progress.py", "layers"], 0
+    ),
     **dict.fromkeys(["sampling.py", "guidance.py", "data", "world"], 1),
     **dict.fromkeys(["models", "autoencoders", "denoiser.py", "conditioners.py"], 2),
     **dict.fromkeys(["systems", "metrics"], 3),
@@ -24,7 +26,7 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
 }
 OPEN = {"__init__.py", "errors.py", "batch.py", "progress.py"}
 ONLY_IN = {  # a package, and the files or folders that may import it
-    "omegaconf": {"build.py"},
+    "omegaconf": {"config.py"},
     "torch.distributed": {"train"},
     "deepspeed": {"train"},
     "tensorboard": {"train"},
