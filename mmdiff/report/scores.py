@@ -19,6 +19,7 @@ import torch
 
 from mmdiff import build, noise
 from mmdiff.batch import Batch
+from mmdiff.data.loader import gather
 from mmdiff.errors import UserError
 from mmdiff.generate import Settings, default_devices, generate, pixels, plan
 from mmdiff.metrics.score import Clip, Row, score
@@ -51,19 +52,10 @@ def references(folder: Path, count: int) -> tuple[list[Clip], list[str]]:
     """The first `count` held-out clips of a run's data set with their fullest captions, as the run would read them."""
     fixed = {"split": SPLIT, "caption": "first", "window": "start", "crop": "center", "cache": False}
     clips = build.make(build.overlay(build.read(folder / "config.yaml")["data"], fixed))
-    samples = [clips[place] for place in range(min(count, len(clips)))]
-    if not all(sample["valid"]["video"] and sample["valid"]["audio"] for sample in samples):
+    batch = gather(clips, range(min(count, len(clips))))
+    if set(batch["valid"]) != {"video", "audio"} or not torch.stack([*batch["valid"].values()]).all():
         raise UserError("These scores judge picture and sound together, and some held-out clips lack one of them.")
-    truth = [
-        (
-            one["video"].permute(1, 2, 3, 0).numpy(),
-            one["audio"][0].numpy().astype(np.float32) / 32767,
-            clips.fps,
-            clips.rate,
-        )
-        for one in samples
-    ]
-    return truth, [one["text"] for one in samples]
+    return [as_clip(batch, row) for row in range(len(batch["id"]))], batch["text"]
 
 
 def measure(
