@@ -21,9 +21,10 @@ Floats = NDArray[np.float64]
 
 HOP, WINDOW, BANDS = 0.004, 0.032, 12  # s, s, log-spaced bands
 FLOOR_DB = 40.0  # below the loudest moment of a band nothing is heard
-ABSOLUTE_DB = -90.0  # of full scale: digital near-silence has no onsets
+ABSOLUTE_DB = -75.0  # of full scale: digital near-silence has no onsets
 RISE, RISE_DB, APART = 0.012, 2.5, 0.060  # s, mean rise over bands in dB, s between onsets
-RESTLESS = 2.0  # of the median rise, which is that of a bed of noise: a stroke must stand out from it
+GAIN, WEAK_DB = 0.040, 18.0  # s over which a stroke gains power; one that gains this much less than the strongest is none
+RESTLESS = 1.6  # of the median rise, which is that of a bed of noise: a stroke must stand out from it
 LATE = 0.0048  # s, added to the steepest rise: measured on our strikes
 LISTEN = 30  # hops after an onset that tell its timbre
 
@@ -55,19 +56,23 @@ def spectrogram(audio: ArrayLike, rate: int) -> Floats:
     return np.abs(np.fft.rfft(frames * window, axis=1) * (2.0 / window.sum())) ** 2  # frames bins
 
 
-def novelty(audio: ArrayLike, rate: int) -> Floats:
-    """Mean rise over the bands in dB during the `RISE` seconds around each hop -> (frames,)."""
-    width = max(8, round(WINDOW * rate))
-    power = spectrogram(audio, rate) @ _bands(rate, width)  # frames BANDS
+def loudness(audio: ArrayLike, rate: int) -> Floats:
+    """Power in log-spaced bands -> (frames, bands); bands that hold no bin at a low rate are left out."""
+    weights = _bands(rate, max(8, round(WINDOW * rate)))
+    return spectrogram(audio, rate) @ weights[:, weights.sum(axis=0) > 0]
+
+
+def novelty(power: Floats) -> Floats:
+    """Mean rise over the bands in dB during the `RISE` seconds around each hop: (frames, bands) -> (frames,)."""
     level = 10.0 * np.log10(power + 1e-20)
     level = np.maximum(level, max(level.max(initial=-200.0) - FLOOR_DB, ABSOLUTE_DB))
-    lag = max(1, round(RISE / HOP))
-    rise = np.zeros(len(level))
-    if len(level) > lag:
-        used = (_bands(rate, width).sum(axis=0) > 0).sum()
-        change = np.maximum(level[lag:] - level[:-lag], 0.0).sum(axis=1) / used  # frames - lag
-        rise[(lag + 1) // 2 : (lag + 1) // 2 + len(change)] = change
-    return rise
+    return np.maximum(_step(level, round(RISE / HOP)), 0.0).mean(axis=1)
+
+
+def _step(curve: Floats, lag: int) -> Floats:
+    """What is gained during `lag` rows around each row, the ends repeated -> the shape of `curve`."""
+    wide = np.pad(curve, ((lag // 2 + lag % 2, lag // 2), (0, 0)), mode="edge")
+    return wide[lag:] - wide[: len(wide) - lag]
 
 
 def _peaks(curve: Floats, *, height: float, apart: int) -> list[int]:
@@ -83,10 +88,12 @@ def _peaks(curve: Floats, *, height: float, apart: int) -> list[int]:
 
 def read_onsets(audio: ArrayLike, rate: int) -> list[float]:
     """Times in seconds at which something is struck; [] for silence and for what is too short to have a beginning."""
-    rise = novelty(audio, rate)
-    times = []
-    height = RISE_DB + RESTLESS * float(np.median(rise)) if len(rise) else np.inf
-    for index in _peaks(rise, height=height, apart=round(APART / HOP)):
+    power = loudness(audio, rate)
+    rise, times = novelty(power), []
+    force = np.maximum(_step(power, round(GAIN / HOP)), 0.0).sum(axis=1)
+    found = _peaks(rise, height=RISE_DB + RESTLESS * float(np.median(rise)), apart=round(APART / HOP))
+    weakest = max(force[found], default=0.0) * 10 ** (-WEAK_DB / 10)
+    for index in [i for i in found if force[i] >= weakest]:
         left, top, right = (float(rise[i]) if 0 <= i < len(rise) else 0.0 for i in (index - 1, index, index + 1))
         bend = left - 2 * top + right
         shift = float(np.clip(0.5 * (left - right) / bend, -0.5, 0.5)) if bend < 0 else 0.0

@@ -20,7 +20,7 @@ from mmdiff.world.things import CANVAS, COLOURS, SHAPES, SIZES
 
 Floats = NDArray[np.float32]
 
-FINEST = 64  # pixels: taller frames are averaged down to about this, which loses nothing that is read here
+FINEST = 32  # pixels: taller frames are averaged down to about this, which loses nothing that is read here
 COSINE, FAINT, SOLID = 0.93, 0.15, 0.4  # to the palette ray; lengths along it, 1 is the pure colour
 LEAST = 0.3  # of the area of a small object: less than this in a frame is not an object
 PRESENT = 0.5  # share of the frames in which an object must be seen
@@ -42,13 +42,20 @@ class SeenObject:
 
 
 def pixels(video: ArrayLike) -> Floats:
-    """Any clip (t h w 3), uint8 or float in [0, 1] -> (t h w 3) float32 in [0, 1], finite, at most about FINEST high."""
+    """A clip (t h w 3), uint8 or float in [0, 1] -> (t h w 3) float32 in [0, 1], finite, FINEST to 2 FINEST - 1 high.
+
+    Smaller clips stay as they are; what is no clip at all becomes one without frames.
+    """
     raw = np.asarray(video)
-    x = raw.astype(np.float32) / np.float32(255.0) if raw.dtype == np.uint8 else raw.astype(np.float32)
-    x = np.clip(np.nan_to_num(x, nan=0.0), 0.0, 1.0)
-    by = max(1, x.shape[1] // FINEST)
-    t, h, w = x.shape[0], x.shape[1] // by, x.shape[2] // by
-    return x[:, : h * by, : w * by].reshape(t, h, by, w, by, 3).mean(axis=(2, 4)) if by > 1 else x  # t h w 3
+    if raw.ndim != 4 or 0 in raw.shape or raw.shape[-1] != 3:
+        return np.zeros((0, 1, 1, 3), np.float32)
+    by = max(1, raw.shape[1] // FINEST)
+    t, h, w = raw.shape[0], raw.shape[1] // by, raw.shape[2] // by
+    x = raw if raw.dtype == np.uint8 else np.clip(np.nan_to_num(raw.astype(np.float32), nan=0.0), 0.0, 1.0)
+    if by > 1:
+        x = x[:, : h * by, : w * by].reshape(t, h, by, w * by, 3).mean(axis=2, dtype=np.float32)
+        x = x.reshape(t, h, w, by, 3).mean(axis=3)
+    return x.astype(np.float32) / np.float32(255.0 if raw.dtype == np.uint8 else 1.0)  # t h w 3
 
 
 def background(x: Floats) -> Floats:
@@ -76,7 +83,7 @@ def amounts(x: Floats) -> tuple[Floats, Floats]:
 def read_objects(video: ArrayLike, fps: float) -> list[SeenObject]:
     """The objects of a clip (t h w 3; uint8, or float in [0, 1]) in the order of the palette; [] where there is none."""
     x = pixels(video)
-    if x.ndim != 4 or 0 in x.shape:
+    if not len(x):
         return []
     along, own = amounts(x)
     unit = x.shape[1] / CANVAS
