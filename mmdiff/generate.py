@@ -214,10 +214,10 @@ def write(clips: Batch, row: int, job: Job, out: Path, *, settings: Settings, fa
     """Write one clip of a batch and its side file -> the clip's path."""
     made_by = asdict(settings) | {"checkpoint": facts["checkpoint"], "prompt": job.prompt, "id": job.id}
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()
-    video = pixels(clips["video"][row], scale=settings.scale) if "video" in clips else None  # (t h w 3)
+    video = enlarged(media.pixels(clips["video"][row]), settings.scale) if "video" in clips else None  # (t h w 3)
     audio = clips["audio"][row] if "audio" in clips else None  # (c n)
     path = out / f"{job.index:04d}-{digest[:8]}"
-    path = _write_media(path, video, audio, fps=float(clips["fps"][row]), rate=int(clips.get("rate", 0)))
+    path = media.write_any(path, video, audio, fps=float(clips["fps"][row]), rate=int(clips.get("rate", 0)))
     shape = {
         "frames": 0 if video is None else len(video),
         "size": [] if video is None else list(video.shape[1:3]),
@@ -232,22 +232,9 @@ def write(clips: Batch, row: int, job: Job, out: Path, *, settings: Settings, fa
     return path
 
 
-def _write_media(stem: Path, video: Tensor | None, audio: Tensor | None, *, fps: float, rate: int) -> Path:
-    """One frame without sound -> png, sound alone -> wav, everything else -> mp4."""
-    if video is None and audio is not None:
-        media.write_wav(path := stem.with_suffix(".wav"), audio, rate=rate)
-    elif video is not None and audio is None and len(video) == 1:
-        media.write_png(path := stem.with_suffix(".png"), video[0])
-    else:
-        media.write_clip(path := stem.with_suffix(".mp4"), video, fps=fps, audio=audio, rate=rate)
-    return path
-
-
-def pixels(video: Tensor, *, scale: int = 1) -> Tensor:
-    """(3 t h w) in [-1, 1] -> (t h w 3) uint8, enlarged by repeating pixels."""
-    video = ((video.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    video = video.repeat_interleave(scale, 2).repeat_interleave(scale, 3)  # (3 t h w)
-    return video.permute(1, 2, 3, 0).contiguous()  # (t h w 3)
+def enlarged(video: Tensor, scale: int) -> Tensor:
+    """(t h w 3) -> (t h*scale w*scale 3), by repeating pixels."""
+    return video.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
 # ---- several devices -----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmdiff import generate, noise
+from mmdiff.data import media
 from mmdiff.errors import UserError
 from mmdiff.generate import Settings, read_prompts, sample_prompts
 
@@ -129,8 +130,8 @@ def test_hostile_prompts_stay_inside_the_folder_under_unique_names(dream, tmp_pa
 
 def test_pixels_are_rounded_clamped_and_enlarged_by_repetition():
     video = torch.tensor([-2.0, -1, 0, 1, 2, 0.5]).view(1, 1, 1, 6).expand(3, 1, 1, 6)  # (3 t h w)
-    assert generate.pixels(video)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255, 191]
-    assert generate.pixels(video, scale=2).shape == (1, 2, 12, 3)
+    assert media.pixels(video)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255, 191]
+    assert generate.enlarged(media.pixels(video), 2).shape == (1, 2, 12, 3)
 
 
 def test_prompt_files(tmp_path):

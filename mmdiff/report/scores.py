@@ -19,9 +19,10 @@ import torch
 
 from mmdiff import build, noise
 from mmdiff.batch import Batch
+from mmdiff.data import media
 from mmdiff.data.loader import gather
 from mmdiff.errors import UserError
-from mmdiff.generate import Settings, default_devices, generate, pixels, plan
+from mmdiff.generate import Settings, default_devices, generate, plan
 from mmdiff.metrics.score import Clip, Row, score
 from mmdiff.metrics.statistics import caution
 from mmdiff.progress import bar
@@ -93,7 +94,7 @@ def as_clip(batch: Batch, row: int) -> Clip:
     if "video" not in batch or "audio" not in batch:
         raise UserError("These scores judge picture and sound together, and the run makes only one of them.")
     audio = batch["audio"][row, 0].detach().float().cpu().numpy()  # (n,)
-    return pixels(batch["video"][row]).numpy(), audio, float(batch["fps"][row]), int(batch["rate"])
+    return media.pixels(batch["video"][row]).numpy(), audio, float(batch["fps"][row]), int(batch["rate"])
 
 
 def as_batch(clips: Sequence[Clip]) -> Batch:

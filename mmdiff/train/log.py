@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmdiff.batch import Batch
@@ -66,9 +65,11 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "prompts.json", json.dumps(clips["text"], ensure_ascii=False, indent=1) + "\n")
         for i in range(len(clips["text"])):
-            video = pixels(clips["video"][i]) if "video" in clips else None  # (t h w 3)
+            video = media.pixels(clips["video"][i]) if "video" in clips else None  # (t h w 3)
             audio = clips["audio"][i].float().cpu() if "audio" in clips else None  # (1 n)
-            write_preview(folder / f"{i:02d}", video, audio, fps=float(clips["fps"][i]), rate=int(clips.get("rate", 0)))
+            media.write_any(
+                folder / f"{i:02d}", video, audio, fps=float(clips["fps"][i]), rate=int(clips.get("rate", 0))
+            )
             self._show_preview(i, video, audio, clips, step)
 
     def _show_preview(self, i: int, video: Tensor | None, audio: Tensor | None, clips: Batch, step: int) -> None:
@@ -129,7 +130,9 @@ class Line:
         console = Console(stderr=True)
         self.live = console.is_terminal
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self.rich = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not self.live)
+        self.rich = Progress(
+            *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not self.live
+        )
         self.rich.start()
         self.task = self.rich.add_task("", total=steps, completed=step)
 
@@ -145,22 +148,6 @@ class Line:
     def close(self) -> None:
         """Give the terminal back."""
         self.rich.stop()
-
-
-def pixels(video: Tensor) -> Tensor:
-    """(3 t h w) in [-1, 1] -> (t h w 3) uint8."""
-    video = ((video.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return video.permute(1, 2, 3, 0).contiguous()  # (t h w 3)
-
-
-def write_preview(stem: Path, video: Tensor | None, audio: Tensor | None, *, fps: float, rate: int) -> None:
-    """One frame without sound -> png, sound alone -> wav, everything else -> mp4."""
-    if video is None and audio is not None:
-        media.write_wav(stem.with_suffix(".wav"), audio, rate=rate)
-    elif video is not None and audio is None and len(video) == 1:
-        media.write_png(stem.with_suffix(".png"), video[0])
-    else:
-        media.write_clip(stem.with_suffix(".mp4"), video, fps=fps, audio=audio, rate=rate)
 
 
 def gif(video: Tensor, *, fps: float) -> bytes:

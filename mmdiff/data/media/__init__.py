@@ -7,9 +7,9 @@ Second 0 is when the first picture appears (where there is no picture, when the 
 
 from mmdiff.data.media.files import AUDIO, IMAGES, VIDEO, BadMedia, Facts, probe, resample
 from mmdiff.data.media.read import read_audio, read_image, read_video
-from mmdiff.data.media.write import write_clip, write_png, write_wav
+from mmdiff.data.media.write import pixels, write_any, write_clip, write_png, write_wav
 
 __all__ = [
-    "AUDIO", "IMAGES", "VIDEO", "BadMedia", "Facts", "probe", "read_audio", "read_image", "read_video", "resample",
-    "write_clip", "write_png", "write_wav",
+    "AUDIO", "IMAGES", "VIDEO", "BadMedia", "Facts", "pixels", "probe", "read_audio", "read_image", "read_video",
+    "resample", "write_any", "write_clip", "write_png", "write_wav",
 ]  # fmt: skip

@@ -142,3 +142,20 @@ def write_wav(path: str | Path, audio: Tensor, *, rate: int) -> None:
         out.setsampwidth(2)
         out.setframerate(rate)
         out.writeframes(pcm.T.contiguous().numpy().astype("<i2").tobytes())
+
+
+def pixels(video: Tensor) -> Tensor:
+    """(3 t h w) in [-1, 1] -> (t h w 3) uint8."""
+    video = ((video.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return video.permute(1, 2, 3, 0).contiguous()  # (t h w 3)
+
+
+def write_any(stem: Path, video: Tensor | None, audio: Tensor | None, *, fps: float, rate: int) -> Path:
+    """One frame without sound -> png, sound alone -> wav, everything else -> mp4; returns `stem` with its suffix."""
+    if video is None and audio is not None:
+        write_wav(path := stem.with_suffix(".wav"), audio, rate=rate)
+    elif video is not None and audio is None and len(video) == 1:
+        write_png(path := stem.with_suffix(".png"), video[0])
+    else:
+        write_clip(path := stem.with_suffix(".mp4"), video, fps=fps, audio=audio, rate=rate)
+    return path
