@@ -62,6 +62,8 @@ class JointDiT(nn.Module):
     ) -> None:
         super().__init__()
         check_sharing(share, video, audio)
+        if bridge < 0:
+            raise UserError(f"bridge: {bridge} is no distance between meetings; 1 meets in every block, 0 never.")
         specs = {"video": video, "audio": audio}
         text = "text" in share
         texts = _shared(specs, text, lambda spec: _text(spec, depth, heads, text_width))
