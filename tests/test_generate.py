@@ -165,3 +165,9 @@ def test_what_the_user_can_mend_is_a_user_error(dream, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         make(tmp_path / "file" / "out", ["x"])
+
+
+def test_a_mistake_in_another_process_is_the_same_error_here(tmp_path):
+    for devices in (["cpu"], ["cpu", "cpu"]):
+        with pytest.raises(UserError, match="absent is not a run"):
+            sample_prompts(tmp_path / "absent", ["x", "y"], out=tmp_path, devices=devices, progress=False)

@@ -14,7 +14,6 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mmdiff import build, noise
@@ -23,11 +22,14 @@ from mmdiff.data import media
 from mmdiff.data.loader import gather
 from mmdiff.errors import UserError
 from mmdiff.generate import Settings, default_devices, generate, plan
+from mmdiff.metrics.nulls import NULLS, copier
 from mmdiff.metrics.score import Clip, Row, score
 from mmdiff.metrics.statistics import caution
 from mmdiff.progress import bar
 from mmdiff.train.settings import Sample
 
+Clips = tuple[list[Clip], list[str]]  # and their captions
+COPIED = 512  # training clips that the copier may choose from
 SPLIT = "iid"  # held out from training and from the choice of a checkpoint (which is made on val)
 COLUMNS = {
     "facts": "all facts", "colour_count": "colours + count", "shape": "shape", "direction": "motion", "timbre": "sound",
@@ -40,8 +42,9 @@ def section(folder: Path, models: Sequence[str], *, count: int, seed: int, progr
     if not count:
         return ""
     try:
-        truth, prompts = references(folder, count)
-        rows = measure(models, truth, prompts, seed=seed, progress=progress)
+        truth, prompts = references(folder, SPLIT, count)
+        cheats = nulls(truth, prompts, training=references(folder, "train", COPIED), seed=seed)
+        rows = measure(models, truth, prompts, cheats=cheats, seed=seed, progress=progress)
     except UserError as error:
         return f'<h2>Scores</h2><p class="note">Left out: {escape(str(error))}</p>'
     protocol = {"split": SPLIT, "prompts": len(prompts), "seed": seed, "models": list(models)}
@@ -49,9 +52,9 @@ def section(folder: Path, models: Sequence[str], *, count: int, seed: int, progr
     return f"<h2>Scores</h2>{table(rows, models)}{_protocol(prompts, seed)}"
 
 
-def references(folder: Path, count: int) -> tuple[list[Clip], list[str]]:
-    """The first `count` held-out clips of a run's data set with their fullest captions, as the run would read them."""
-    fixed = {"split": SPLIT, "caption": "first", "window": "start", "crop": "center", "cache": False}
+def references(folder: Path, split: str, count: int) -> Clips:
+    """The first `count` clips of a split of a run's data set, as the run would read them, and their fullest captions."""
+    fixed = {"split": split, "caption": "first", "window": "start", "crop": "center", "cache": False}
     clips = build.make(build.overlay(build.read(folder / "config.yaml")["data"], fixed))
     batch = gather(clips, range(min(count, len(clips))))
     if set(batch["valid"]) != {"video", "audio"} or not torch.stack([*batch["valid"].values()]).all():
@@ -60,7 +63,13 @@ def references(folder: Path, count: int) -> tuple[list[Clip], list[str]]:
 
 
 def measure(
-    models: Sequence[str], truth: Sequence[Clip], prompts: Sequence[str], *, seed: int, progress: bool
+    models: Sequence[str],
+    truth: Sequence[Clip],
+    prompts: Sequence[str],
+    *,
+    cheats: Mapping[str, Sequence[Clip]],
+    seed: int,
+    progress: bool,
 ) -> dict[str, Row]:
     """name -> score of the ground truth, of its codec rows, of the models and of the nulls."""
     clips: dict[str, Sequence[Clip]] = {"ground truth": truth}
@@ -68,7 +77,7 @@ def measure(
         system, config, _ = build.load(name, device=default_devices()[0])
         clips[f"ground truth, codec of {name}"] = codec(system, truth)
         clips[name] = dream(system, config, prompts, seed=seed, label=name, progress=progress)
-    clips |= nulls(truth)
+    clips |= {f"null: {name}": made for name, made in cheats.items()}
     rows = {}
     with bar("reading clips", total=len(clips), show=progress) as advance:
         for name, made in clips.items():
@@ -121,25 +130,10 @@ def codec(system: Any, truth: Sequence[Clip]) -> list[Clip]:
     return [as_clip(back, row) for row in range(len(truth))]
 
 
-def nulls(truth: Sequence[Clip]) -> dict[str, list[Clip]]:
-    """Clips that are wrong in a known way; each has to fail something."""
-    n = len(truth)
-    turned = [truth[(i + 1) % n] for i in range(n)]
-    static = [(np.repeat(video[:1], len(video), 0), *rest) for video, *rest in truth]
-    spam = [(video, _clicks(len(audio), rate), fps, rate) for video, audio, fps, rate in truth]
-    return {
-        "null: another clip": turned,
-        "null: another clip's sound": [(a[0], b[1], a[2], a[3]) for a, b in zip(truth, turned, strict=True)],
-        "null: silence": [(video, np.zeros_like(audio), fps, rate) for video, audio, fps, rate in truth],
-        "null: a click every 80 ms": spam,
-        "null: first frame only": static,  # type: ignore[dict-item]
-    }
-
-
-def _clicks(samples: int, rate: int) -> np.ndarray:
-    """Short decaying tones every 80 ms -> (samples,) float32."""
-    t = np.arange(samples) % round(0.08 * rate) / rate  # s since the last click
-    return (0.5 * np.exp(-t / 0.01) * np.sin(2 * np.pi * 1000 * t)).astype(np.float32)
+def nulls(truth: Sequence[Clip], prompts: Sequence[str], *, training: Clips, seed: int) -> dict[str, list[Clip]]:
+    """Every way to cheat that the metrics have to see through, on the same prompts."""
+    rows = {name: make(truth, prompts, seed=seed) for name, make in NULLS.items()}
+    return rows | {"copier of training clips": copier(training[0], prompts, known=training[1])}
 
 
 def table(rows: Mapping[str, Row], models: Sequence[str]) -> str:
