@@ -53,7 +53,7 @@ def section(folder: Path, models: Sequence[str], *, count: int, seed: int, progr
 
 
 def references(folder: Path, split: str, count: int) -> Clips:
-    """The first `count` clips of a split of a run's data set, as the run would read them, and their fullest captions."""
+    """The first `count` clips of a split of a run's data set, as the run reads them, with their fullest captions."""
     fixed = {"split": split, "caption": "first", "window": "start", "crop": "center", "cache": False}
     clips = build.make(build.overlay(build.read(folder / "config.yaml")["data"], fixed))
     batch = gather(clips, range(min(count, len(clips))))
