@@ -1,8 +1,9 @@
 """Faithfulness: does a generated clip show and sound what its caption states.
 
 The one idea: read the generated clip back into facts with `mmdiff.world.measure` and `mmdiff.world.listen`, give every
-stated object the seen object that fits it best, and compare fact by fact; the headline is the conjunction of all that is
-stated, so that no failed fact is averaged away (as in GenEval, Ghosh et al. 2023). A clip that cannot be read fails.
+stated object the seen object that fits it best, and compare fact by fact; the headline is the conjunction of all that
+is stated, so that no failed fact is averaged away. A clip that cannot be read fails. Judging by detected objects rather
+than by an embedding follows Ghosh et al., "GenEval" (2023).
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def compare(reading: Reading, facts: Facts) -> dict[str, bool | None]:
 
 
 def assign(objects: Sequence[SeenObject], facts: Facts) -> tuple[SeenObject | None, ...]:
-    """The seen object of each stated one, or None: the one-to-one choice of most colours, then most other facts, right."""
+    """The seen object of each stated one, or None: the one-to-one choice with most colours, then most facts, right."""
     pool: list[SeenObject | None] = [*objects[:6], *[None] * len(facts)]
     if len(facts) > 3:  # beyond the grammar: by colour alone, since trying all orders would take for ever
         by_colour = {thing.colour: thing for thing in objects}

@@ -1,7 +1,7 @@
 """The score of a set of generated clips: faithfulness and synchrony, each with its interval over prompts.
 
-The one idea: one reading of every clip serves all metrics, and sync is judged against two anchors from the same readers:
-the same sounds under other pictures (chance) and, where given, the ground truth of the same prompts (oracle).
+The one idea: one reading of every clip serves all metrics, and sync is judged against two anchors from the same
+readers: the same sounds under other pictures (chance) and, where given, the ground truth of the same prompts (oracle).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHUFFLES = 8  # pairings averaged into the chance level
 
 
 def score(clips: Sequence[Clip], prompts: Sequence[str], *, seed: int, references: Sequence[Clip] | None = None) -> Row:
-    """{metric: {value, low, high, n}}: means over prompts with 95 % bootstrap intervals; n prompts had something to say.
+    """{metric: {value, low, high, n}}: means over prompts, 95 % bootstrap intervals, n prompts with something to say.
 
     clips: (video (t h w 3) uint8, audio (n,) in [-1, 1], fps, rate), one a prompt (repeat a prompt for more samples).
     references: ground-truth clips of the same prompts, the oracle of sync_skill; without them the oracle is F1 = 1.
@@ -67,7 +67,8 @@ def sync_values(readings: Sequence[Reading], facts: Sequence[Facts], *, seed: in
     chance = np.full((len(readings), SHUFFLES), math.nan)
     for j, others in enumerate(pairings(len(readings), seed=seed)):
         for i, k in enumerate(others):
-            chance[i, j] = sync.match(sights[i], sounds[k], expected=expected[i]).f1
+            if not math.isnan(own[i].f1):
+                chance[i, j] = sync.match(sights[i], sounds[k], expected=expected[i]).f1
     return {
         "sync_f1": [one.f1 for one in own],
         "sync_f1_shuffled": [_mean(line) for line in chance],

@@ -1,8 +1,9 @@
 """Intervals: how far a measured mean can be trusted when the unit is the prompt.
 
 The one idea: clips of one prompt are averaged first and prompts are resampled (Efron's percentile bootstrap, 1979), so
-that many samples of few prompts do not look like evidence. Draws come from `mmdiff.noise`: the same values and seed give
-the same interval.
+that many samples of few prompts do not look like evidence. Draws come from `mmdiff.noise`: the same values and seed
+give the same interval. The bootstrap cannot see what never happened: where all values agree its interval is a point,
+and `caution` says how little a small number of prompts shows.
 """
 
 from __future__ import annotations
@@ -41,10 +42,9 @@ def resample(n: int, *, draws: int, seed: int) -> NDArray[np.int64]:
 
 
 def per_prompt(values: Sequence[float], prompts: Sequence[Hashable] | None = None) -> NDArray[np.float64]:
-    """Average the values of each prompt, nan left out -> (prompts,) in order of first appearance, nan where none is left."""
-    values = np.asarray(values, np.float64)
+    """Mean of each prompt without nan -> (prompts,) in order of first appearance; nan where nothing is left."""
     if prompts is None:
-        return values
+        return np.asarray(values, np.float64)
     places: dict[Hashable, list[float]] = {}
     for value, prompt in zip(values, prompts, strict=True):
         places.setdefault(prompt, []).append(float(value))
@@ -60,7 +60,7 @@ def interval(
     draws: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """Mean over prompts and its percentile bootstrap interval; nan values (nothing to say) are left out and not counted."""
+    """Mean over prompts and its percentile bootstrap interval; nan (nothing to say) is left out and not counted."""
     units = per_prompt(values, prompts)
     return _summary(units[~np.isnan(units)], seed=seed, draws=draws, level=level)
 
@@ -74,7 +74,7 @@ def difference(
     draws: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """Interval of mean(a) - mean(b) over the same clips of the same prompts, paired: an interval off zero is a finding."""
+    """Interval of mean(a - b) over the same clips of the same prompts, paired: an interval off zero is a finding."""
     gap = per_prompt(np.asarray(a, float) - np.asarray(b, float), prompts)
     return _summary(gap[~np.isnan(gap)], seed=seed, draws=draws, level=level)
 

@@ -1,9 +1,9 @@
 """Synchrony of one clip: do the impacts that are seen and the onsets that are heard agree, event by event.
 
-The one idea: both lists of times are read from the *generated* pair, never from ground truth, and matched one-to-one, so
-that neither silence nor a click every frame can win: precision and recall fall together. Matching two sorted lists is a
-small dynamic programme (a non-crossing optimum exists on a line). F1 as in onset detection (mir_eval, Raffel et al. 2014);
-the truncated cost is OSPA-like (Schuhmacher et al. 2008). Lags are audio minus video: positive means the sound is late.
+The one idea: both lists of times are read from the *generated* pair, never from ground truth, and matched one-to-one,
+so that neither silence nor a click every frame can win: precision and recall count alike. Matching two sorted lists is
+a small dynamic programme (a non-crossing optimum exists on a line). F1 is that of onset detection (mir_eval, Raffel et
+al. 2014); the truncated cost is a kin of OSPA (Schuhmacher et al. 2008). Lags are audio minus video: positive is late.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """From a track of centres to motion and impacts: the piecewise arcs that explain it best.
 
-The one idea: between impacts a coordinate is an arc with one curvature (gravity for a drop, zero for a slide), so impacts
-are where the best segmentation breaks. Optimal segmentation is a dynamic programme over prefix sums (Bellman, 1961;
-"optimal partitioning", Jackson et al. 2005), run at once for a grid of curvatures; the impact lies where the two arcs
-meet, between frames and therefore finer than a frame. Frame k is shown at (k + .5) / fps. Lengths are in canvas heights.
+The one idea: between impacts a coordinate is an arc with one curvature (gravity for a drop, zero for a slide), so
+impacts are where the best segmentation breaks. Optimal segmentation is a dynamic programme over prefix sums (Bellman,
+1961; Jackson et al., "optimal partitioning", 2005), run at once for a grid of curvatures; an impact lies where arcs
+meet, between frames and so finer than a frame. Frame k is shown at (k + .5) / fps. Lengths are in canvas heights.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 TRAVEL = 0.07  # canvas heights: an object that strays less than this is still
 TURN = 0.3  # canvas heights a clip: an impact changes the velocity by more than this
 BREAK = 0.02  # canvas heights: an arc more must lower the root of the summed squared error by about this much
+SHAKE = 6.0  # degrees of freedom of an arc: level, slope and where it breaks, chosen as the best of many
 GRAVITIES = np.concatenate([[0.0], np.geomspace(4.0, 20.0, 25)])  # canvas heights a clip^2; 0 is a slide
 
 
@@ -53,11 +54,14 @@ def _line_costs(t: Floats, y: Floats) -> Floats:
     return np.where(count >= 2, np.maximum(error, 0.0), np.inf)  # g n n
 
 
-def fit(t: Floats, x: Floats, gravities: Floats) -> Arcs:
-    """The best arcs through x (n,) at times t (n,), n >= 2, over a grid of curvatures (canvas heights / s^2)."""
+def fit(t: Floats, x: Floats, gravities: Floats, *, tremble: float = 0.0) -> Arcs:
+    """The best arcs through x (n,) at times t (n,), n >= 2, over a grid of curvatures (canvas heights / s^2).
+
+    tremble: standard deviation of a track that shakes; an arc more must pay for the noise that it could fit.
+    """
     n = len(t)
     bent = x - gravities[:, None] * t**2 / 2  # g n
-    costs = _line_costs(t, bent) + BREAK**2  # g n n
+    costs = _line_costs(t, bent) + BREAK**2 + SHAKE * tremble**2  # g n n
     best = np.full((len(gravities), n + 1), np.inf)
     best[:, 0] = 0.0
     origin = np.zeros((len(gravities), n + 1), dtype=np.int64)
@@ -79,7 +83,10 @@ def _refit(t: Floats, bent: Floats, gravity: float, starts: tuple[int, ...], cos
 
 
 def impacts(arcs: Arcs, t: Floats, length: float) -> list[float]:
-    """Times in seconds at which consecutive arcs meet with the velocity reversed; under gravity only from falling to rising."""
+    """Seconds at which consecutive arcs meet and the velocity reverses; under gravity only from falling to rising.
+
+    t: (n,) times of the track; length: seconds of the clip.
+    """
     found: list[float] = []
     for arc in range(1, len(arcs.starts)):
         before, after = t[arcs.starts[arc] - 1], t[arcs.starts[arc]]
@@ -94,9 +101,9 @@ def impacts(arcs: Arcs, t: Floats, length: float) -> list[float]:
 
 
 def follow(track: Floats, fps: float) -> tuple[str, str | None, tuple[float, ...]]:
-    """Motion (drop, slide or still), direction (of a slide, else None) and impacts in seconds of a track (t, 2) of x, y.
+    """Motion (drop, slide or still), direction (of a slide, else None) and impacts in seconds of a track (t, 2) x, y.
 
-    Frames in which the object is not seen are nan. Motion is that of the axis with more travel, and a drop is a vertical
+    Frames in which the object is not seen are nan. Motion is that of the axis with more travel, and a drop is vertical
     motion which arcs under gravity explain better than straight ones.
     """
     length = len(track) / max(fps, 1e-6)
@@ -108,7 +115,8 @@ def follow(track: Floats, fps: float) -> tuple[str, str | None, tuple[float, ...
     axis = int(np.ptp(track, axis=0).argmax())
     if np.ptp(track[:, axis]) < TRAVEL:
         return "still", None, ()
-    arcs = fit(t, track[:, axis], GRAVITIES / length**2 if axis else np.zeros(1))
+    tremble = float(np.median(np.abs(np.diff(track[:, 1 - axis])))) / 0.954  # of normal noise: nothing moves this way
+    arcs = fit(t, track[:, axis], GRAVITIES / length**2 if axis else np.zeros(1), tremble=tremble)
     hits = tuple(impacts(arcs, t, length))
     if arcs.gravity > 0:
         return "drop", None, hits

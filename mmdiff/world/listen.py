@@ -1,6 +1,6 @@
 """The reader of sound: samples back to onset times and to what was struck.
 
-The one idea: an impact is a sudden rise in log energy in some band, whatever rings on in the others, so onsets are peaks
+The one idea: an impact is a sudden rise of log energy in some bands, whatever rings on in others, so onsets are peaks
 of the half-wave rectified difference of a log-band spectrogram (spectral flux, Bello et al., "A tutorial on onset
 detection in music signals", 2005), placed between hops by a parabola. Every function takes any samples and never fails:
 silence, noise and NaN give an answer (usually the empty one). Sample n is at n / rate seconds.
@@ -23,7 +23,10 @@ HOP, WINDOW, BANDS = 0.004, 0.032, 12  # s, s, log-spaced bands
 FLOOR_DB = 40.0  # below the loudest moment of a band nothing is heard
 ABSOLUTE_DB = -75.0  # of full scale: digital near-silence has no onsets
 RISE, RISE_DB, APART = 0.012, 2.5, 0.060  # s, mean rise over bands in dB, s between onsets
-GAIN, WEAK_DB = 0.040, 18.0  # s over which a stroke gains power; one that gains this much less than the strongest is none
+GAIN, WEAK_DB = (
+    0.040,
+    18.0,
+)  # s over which a stroke gains power; one that gains this much less than the strongest is none
 RESTLESS = 1.6  # of the median rise, which is that of a bed of noise: a stroke must stand out from it
 LATE = 0.0048  # s, added to the steepest rise: measured on our strikes
 LISTEN = 30  # hops after an onset that tell its timbre
@@ -39,7 +42,7 @@ def mono(audio: ArrayLike) -> Floats:
 
 @lru_cache(maxsize=8)
 def _bands(rate: int, width: int) -> Floats:
-    """Weights of `BANDS` log-spaced bands from 120 Hz to Nyquist -> (width // 2 + 1, BANDS), each band a mean of bins."""
+    """Log-spaced bands from 120 Hz to Nyquist, each the mean of its bins -> (width // 2 + 1, BANDS) weights."""
     frequency = np.fft.rfftfreq(width, 1.0 / rate)
     edges = np.geomspace(120.0, rate / 2 + 1.0, BANDS + 1)
     index = np.searchsorted(edges, frequency, side="right") - 1
@@ -119,7 +122,7 @@ def read_strikes(audio: ArrayLike, rate: int) -> list[Strike]:
 
 
 def read_timbre(audio: ArrayLike, rate: int, t: float) -> tuple[str, str]:
-    """(timbre, size) of the sound that begins at `t` seconds: the voice whose spectrogram is most like what is heard."""
+    """(timbre, size) of the sound that begins at `t` seconds: the voice whose spectrogram is most like it."""
     later = [other for other in read_onsets(audio, rate) if other > t + APART / 2]
     return _identify(spectrogram(audio, rate), rate, t, min(later, default=np.inf))
 

@@ -1,10 +1,11 @@
 """The reader of pictures: pixels back to the objects that are in them, how they move and when they hit something.
 
-The one idea: the grammar of scenes is the specification, so any clip - rendered, blurred, generated - is explained by it.
-A colour is a ray from the background in RGB; the projection on it is a soft mask, whose centre is a sub-pixel position and
-whose form is compared with sub-pixel templates, all frames having a vote; the track of centres is cut into arcs
-(`arcs.py`). What cannot be explained is not reported, so a broken clip reads as wrong facts and never as an exception.
-Lengths are in units of the canvas height unless they say pixels; x points right, y down; frame k is shown at (k + .5) / fps.
+The one idea: the grammar of scenes is the specification, so any clip - rendered, blurred, generated - is explained by
+it. A colour is a ray from the background in RGB; the projection on it is a soft mask, whose centre is a sub-pixel
+position and whose form is compared with sub-pixel templates, all frames having a vote; the track of centres is cut into
+arcs (`arcs.py`). What cannot be explained is not reported, so a broken clip reads as wrong facts and never as an
+exception. Lengths are in canvas heights unless they say pixels; x points right, y down; frame k is shown at
+(k + .5) / fps.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from mmdiff.world.things import CANVAS, COLOURS, SHAPES, SIZES
 Floats = NDArray[np.float32]
 
 FINEST = 32  # pixels: taller frames are averaged down to about this, which loses nothing that is read here
-COSINE, FAINT, SOLID = 0.93, 0.15, 0.4  # to the palette ray; lengths along it, 1 is the pure colour
+COSINE, FAINT, SOLID = 0.93, 0.15, 0.4  # to the palette ray; amounts of its colour, 1 is pure
 LEAST = 0.3  # of the area of a small object: less than this in a frame is not an object
 PRESENT = 0.5  # share of the frames in which an object must be seen
+LIKE = 0.45  # mean correlation with the best template: below it a mass of colour is no object
 SUB, BLURS = 5, (0.0, 0.8)  # template positions along an axis of a pixel; standard deviations of their blur in pixels
 NAMES, PALETTE = tuple(COLOURS), np.array(list(COLOURS.values()), dtype=np.float32)
 
@@ -81,15 +83,17 @@ def amounts(x: Floats) -> tuple[Floats, Floats]:
 
 
 def read_objects(video: ArrayLike, fps: float) -> list[SeenObject]:
-    """The objects of a clip (t h w 3; uint8, or float in [0, 1]) in the order of the palette; [] where there is none."""
+    """The objects of a clip (t h w 3; uint8, or float in [0, 1]) in palette order; [] where there is none."""
     x = pixels(video)
     if not len(x):
         return []
     along, own = amounts(x)
     unit = x.shape[1] / CANVAS
     found: list[SeenObject] = []
-    for c in range(len(NAMES)):
-        found.extend(_of_colour(NAMES[c], along[:, c], own[:, c], unit, fps))
+    solid = np.maximum(own - SOLID, 0.0).sum(axis=1)  # t h w
+    for c, name in enumerate(NAMES):
+        other = solid > np.maximum(own[:, c] - SOLID, 0.0)  # a neighbour, whose colour has a share in this ray too
+        found.extend(_of_colour(name, np.where(other, np.float32(0.0), along[:, c]), own[:, c], unit, fps))
     return found
 
 
@@ -104,7 +108,9 @@ def _of_colour(name: str, along: Floats, own: Floats, unit: float, fps: float) -
         seen = (own * near).sum(axis=(1, 2)) > least  # t
         if seen.mean() < PRESENT:
             return found
-        shape, size = read_shape(along[seen], centre[seen], unit)
+        shape, size, likeness = read_shape(along[seen], centre[seen], unit)
+        if likeness < LIKE:
+            return found
         track = np.where(seen[:, None], (centre + 0.5) / own.shape[1], np.nan)
         motion, direction, hits = follow(track, fps)
         found.append(SeenObject(name, shape, size, track, motion, direction, hits))
@@ -124,7 +130,7 @@ def _near(own: Floats, centre: NDArray[np.float64], reach: float) -> NDArray[np.
 
 
 def heaviest(own: Floats, reach: float) -> NDArray[np.float64]:
-    """Centre of the heaviest square of half-side `reach` pixels in each frame (t h w) -> (t, 2) x, y in pixel indices."""
+    """Centre of the heaviest square of half-side `reach` pixels in each frame: (t h w) -> (t, 2) x, y in pixels."""
     side = int(2 * round(reach) + 1)
     padded = np.pad(own, ((0, 0), (side // 2 + 1, side // 2), (side // 2 + 1, side // 2)))
     table = padded.cumsum(axis=1).cumsum(axis=2)
@@ -140,8 +146,8 @@ def heaviest(own: Floats, reach: float) -> NDArray[np.float64]:
     return centre
 
 
-def read_shape(along: Floats, centre: NDArray[np.float64], unit: float) -> tuple[str, str]:
-    """Shape and size whose template, at its best sub-pixel place in every frame, correlates most in the mean over frames.
+def read_shape(along: Floats, centre: NDArray[np.float64], unit: float) -> tuple[str, str, float]:
+    """Shape and size whose template, at its best sub-pixel place in each frame, correlates most, and how much.
 
     along: (t h w) projection on the colour's ray; centre: (t, 2) in pixel indices; unit: pixels a canvas unit.
     """
@@ -155,8 +161,9 @@ def read_shape(along: Floats, centre: NDArray[np.float64], unit: float) -> tuple
     )  # t side side
     flat = _normal(windows.reshape(len(windows), -1))  # t pixel
     scores = np.einsum("kpn,tn->tkp", bank, flat, optimize=True).max(axis=2)  # t shape-size
-    best = int(scores.mean(axis=0).argmax())
-    return SHAPES[best // len(SIZES)], tuple(SIZES)[best % len(SIZES)]
+    mean = scores.mean(axis=0)  # shape-size
+    best = int(mean.argmax())
+    return SHAPES[best // len(SIZES)], tuple(SIZES)[best % len(SIZES)], float(mean[best])
 
 
 def _normal(flat: Floats) -> Floats:
@@ -167,7 +174,7 @@ def _normal(flat: Floats) -> Floats:
 
 @lru_cache(maxsize=8)
 def templates(unit: float) -> Floats:
-    """Pictures of every shape and size about their own centre -> (shapes x sizes, places x blurs, side^2), normalised."""
+    """Pictures of every shape and size about their centre -> (shapes x sizes, places x blurs, side^2), normalised."""
     side = 2 * round(1.6 * SIZES["large"] * unit) + 1
     fine = 8
     at = (np.arange(side * fine) + 0.5) / fine - side / 2  # pixels from the middle
@@ -186,7 +193,7 @@ def templates(unit: float) -> Floats:
 
 
 def inside(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether points, in half-widths from the centre of mass with y down, lie in the shape (its box has half-side 1)."""
+    """Whether points, in half-widths from the centre of mass and y down, lie in the shape (half-side of its box 1)."""
     if shape == "circle":
         return x**2 + y**2 <= 1
     if shape == "square":
