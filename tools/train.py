@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 
 from mmdiff.errors import NoSoundCheckpoint, UserError
 
@@ -24,7 +25,7 @@ def main() -> int:
     try:
         return train(args.config, args.overrides)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0" or not getattr(error, "shared", True):
+        if os.environ.get("RANK", "0") == "0" or getattr(error, "own", False):
             print(f"error: {error}", file=sys.stderr)
         return 3 if isinstance(error, NoSoundCheckpoint) else 2
 
@@ -42,13 +43,12 @@ def train(config: str, overrides: list[str]) -> int:
     if ranks.launched:
         follow_launcher()
     prepare.prepare(run, rank=ranks.rank)
-    data, held_out = build.make_data(run)
     return fit(
         run,
         config=tree,
         system=build.make_system(run),
-        train=data,
-        held_out=held_out,
+        train=build.make(run.data),
+        held_out=build.make(build.overlay(run.data, run.held_out or {})),
         ranks=ranks,
         stop=stop,
     )
@@ -58,7 +58,7 @@ if __name__ == "__main__":
     code = 1
     try:
         code = main()
-    finally:
-        if "mmdiff.train.ranks" in sys.modules:
-            sys.modules["mmdiff.train.ranks"].leave(code)
-    sys.exit(code)
+    except Exception:
+        traceback.print_exc()
+    leave = sys.modules.get("mmdiff.train.ranks")
+    sys.exit(code) if leave is None else leave.leave(code)

@@ -51,7 +51,7 @@ class Checkpoints:
         updates = {name: player.updates for name, player in engine.players.items()}
         manifest: Manifest = {"step": step, "updates": updates, "world": self.ranks.world, "dtype": str(engine.dtype)}
         manifest |= {"engine": type(engine).__name__, "stage": getattr(engine, "stage", 0), "versions": versions()}
-        staged = self.folder / f"step-{step:08d}.tmp-{self._share(uuid.uuid4().hex[:8])}"
+        staged = self.folder / f"step-{step:08d}.tmp-{self.ranks.shared(uuid.uuid4().hex[:8])}"
         reason = self._write(staged, files, manifest | {"config": config}, kinds)
         if reason is None:
             self.failures = 0
@@ -82,6 +82,7 @@ class Checkpoints:
 
     def _together(self, act: Any) -> tuple[list[Any], str | None]:
         """Let every rank act and hear of all of them -> (results, the failures or None)."""
+        mine: tuple[Any, str | None]
         try:
             mine = (act(), None)
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -98,10 +99,6 @@ class Checkpoints:
                 os.replace(old, doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
 
-    def _share(self, thing: Any) -> Any:
-        """The first rank's thing, on every rank."""
-        return self.ranks.collect(thing)[0]
-
     # ---- loading ---------------------------------------------------------------------------------------------------
 
     def load(self, engine: Engine) -> int:
@@ -109,7 +106,7 @@ class Checkpoints:
 
         Raises NoSoundCheckpoint if there are checkpoints and none of them can be believed.
         """
-        name, error = self._share(self._choose() if self.ranks.first else None)
+        name, error = self.ranks.shared(self._choose() if self.ranks.first else None)
         if error:
             raise NoSoundCheckpoint(error)
         if name is None:
@@ -132,8 +129,8 @@ class Checkpoints:
             bad.append(path.name)
         if bad:
             return None, (
-                f"{self.folder} holds {len(bad)} checkpoints and none is sound ({', '.join(sorted(bad))}). Restore one from a "
-                "copy, or move the folder away to start again from step 0."
+                f"{self.folder} holds {len(bad)} checkpoints and none is sound ({', '.join(sorted(bad))}). Restore one "
+                "from a copy, or move the folder away to start again from step 0."
             )
         return None, None
 
@@ -183,8 +180,11 @@ def flush(path: Path) -> None:
 
 def facts(path: Path) -> dict[str, Any]:
     """{"bytes", "sha256"} of a file."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def numbered(folder: Path) -> list[Path]:
@@ -205,8 +205,10 @@ def verify(path: Path) -> str | None:
     try:
         for name, expected in read_manifest(path)["files"].items():
             found = facts(path / name)
-            if found != expected:
-                return f"{name} has {found['bytes']} bytes, hash {found['sha256'][:8]}; written were {expected['bytes']}, {expected['sha256'][:8]}"
+            if found["bytes"] != expected["bytes"]:
+                return f"{name} has {found['bytes']} bytes, but {expected['bytes']} were written"
+            if found["sha256"] != expected["sha256"]:
+                return f"{name} does not have the hash that it was written with"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -235,8 +237,8 @@ def versions() -> dict[str, str]:
 def load_weights(run: str | Path, ema: bool = True) -> tuple[dict[str, Tensor], int, str]:
     """(state_dict of the system, step, hash) of a run's newest sound checkpoint, or of an exported folder.
 
-    An exported folder holds config.yaml and model.safetensors. `ema` lays the averaged weights, where there are any, over
-    the trained ones. Raises UserError where there are no weights, NoSoundCheckpoint where none can be believed.
+    An exported folder holds config.yaml and model.safetensors. `ema` lays the averaged weights, where there are any,
+    over the trained ones. Raises UserError where there are no weights, NoSoundCheckpoint where none can be believed.
     """
     run = Path(run)
     candidates = numbered(run / "checkpoints")
@@ -244,8 +246,8 @@ def load_weights(run: str | Path, ema: bool = True) -> tuple[dict[str, Tensor], 
         if (fault := verify(path)) is None:
             return _read(path, ema)
         print(f"checkpoint {path} is not sound: {fault}; an older one is used", file=sys.stderr, flush=True)
-    if candidates:
-        raise NoSoundCheckpoint(f"{run} holds {len(candidates)} checkpoints and none of them is sound.")
+    if candidates or list((run / "checkpoints").glob("step-*.corrupt*")):
+        raise NoSoundCheckpoint(f"{run} holds checkpoints, but none of them is sound.")
     if not (run / snapshot.MODEL).is_file():
         raise UserError(f"{run} holds no weights yet: neither checkpoints/step-* nor {snapshot.MODEL}. Train it first.")
     return _read(run, ema)

@@ -1,8 +1,8 @@
 """The exponential moving average of the weights, on whatever share of them a rank owns.
 
-The average is elementwise, so that a rank needs to average only the float32 share that it updates: no communication, and
-the gathered average equals that of one process bit for bit. Early on the decay is smaller (a ramp in the step), or a
-short run would sample from its random initialisation.
+The average is elementwise, so that a rank needs to average only the float32 share that it updates: no communication,
+and the gathered average equals that of one process bit for bit. Early on the decay is smaller (a ramp in the step), or
+a short run would sample from its random initialisation.
 """
 
 from __future__ import annotations

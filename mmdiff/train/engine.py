@@ -1,7 +1,7 @@
 """What turns a batch into an update: the same few verbs in one plain process and under DeepSpeed.
 
-forward, backward and step are what a reader expects; weights and moments are float32 whatever the precision, and bf16 is
-autocast around the forward pass (weights stored in bf16 lose small updates). A loss that is not finite poisons its
+forward, backward and step are what a reader expects; weights and moments are float32 whatever the precision, and bf16
+is autocast around the forward pass (weights stored in bf16 lose small updates). A loss that is not finite poisons its
 gradient, so that one look at the gradient's norm, which every rank shares, decides for all of them to skip the step.
 """
 

@@ -58,7 +58,9 @@ def _claim(folder: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise UserError(f"Another process is training in {folder}. Wait for it, or choose another run=FOLDER.") from None
+        raise UserError(
+            f"Another process is training in {folder}. Wait for it, or choose another run=FOLDER."
+        ) from None
     return handle
 
 
@@ -72,8 +74,12 @@ def _same_science(folder: Path, config: Config) -> None:
     try:
         before = yaml.safe_load(stored.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{stored} is damaged ({error}). Restore it from the newest checkpoint's config.yaml.") from None
-    changed = [line for line in differences(before, plain(config)) if line.split(".")[0].split(":")[0] not in MAY_CHANGE]
+        raise UserError(
+            f"{stored} is damaged ({error}). Restore it from the newest checkpoint's config.yaml."
+        ) from None
+    changed = [
+        line for line in differences(before, plain(config)) if line.split(".")[0].split(":")[0] not in MAY_CHANGE
+    ]
     if changed:
         raise UserError(
             f"{folder} holds a run of another config: {'; '.join(changed[:5])}. Use the same values to continue it, or "

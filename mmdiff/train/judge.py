@@ -5,13 +5,14 @@ Both use the averaged weights, fixed clips and fixed noise, so that two steps, a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from mmdiff.batch import Batch
+from mmdiff.data.loader import gather
 from mmdiff.train.engine import Engine
-from mmdiff.train.feed import some
 from mmdiff.train.ranks import Ranks
 from mmdiff.train.settings import Run
 
@@ -27,11 +28,15 @@ def evaluate(engine: Engine, held_out: Any, run: Run, ranks: Ranks) -> Curves:
     sums: dict[str, list[float]] = {}
     for i in range(rounds):
         first = (i * ranks.world + ranks.rank) * size
-        batch = some(held_out, [k % len(held_out) for k in range(first, first + size)])
-        curves = engine.evaluate(lambda system, batch=batch: system.held_out(batch, times=LEVELS, seed=run.seed))
+        batch = gather(held_out, [k % len(held_out) for k in range(first, first + size)])
+        curves = engine.evaluate(partial(_errors, batch=batch, seed=run.seed))
         for name, errors in curves.items():
             sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * len(LEVELS)), errors)]
     return {name: _mean(sums[name], ranks, rounds) for name in sorted(sums)}
+
+
+def _errors(system: Any, *, batch: Batch, seed: int) -> dict[str, list[float]]:
+    return system.held_out(batch, times=LEVELS, seed=seed)  # type: ignore[no-any-return]
 
 
 def _mean(errors: list[float], ranks: Ranks, rounds: int) -> dict[str, float]:
@@ -41,7 +46,7 @@ def _mean(errors: list[float], ranks: Ranks, rounds: int) -> dict[str, float]:
 def preview(engine: Engine, held_out: Any, run: Run) -> Batch:
     """Clips for the run's prompts, or for captions of held-out clips; every rank makes the same ones."""
     wanted = run.sample
-    texts = wanted.prompts or some(held_out, list(range(min(wanted.number, len(held_out)))))["text"]
+    texts = wanted.prompts or gather(held_out, range(min(wanted.number, len(held_out))))["text"]
     texts = [texts[i % len(texts)] for i in range(wanted.number)]
     batch = Batch(text=texts, id=[f"preview-{i}" for i in range(len(texts))])
 

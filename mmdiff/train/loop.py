@@ -16,38 +16,42 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmdiff.batch import Batch
+from mmdiff.data.loader import gather, loader
+from mmdiff.errors import UserError
 from mmdiff.train import engine as engines
 from mmdiff.train import folder as folders
 from mmdiff.train.checkpoint import Checkpoints, flush
 from mmdiff.train.engine import Engine
-from mmdiff.train.feed import fitting, order, rows
 from mmdiff.train.judge import evaluate, preview
 from mmdiff.train.log import Log
-from mmdiff.train.ranks import Ranks
+from mmdiff.train.ranks import OwnError, Ranks, told
 from mmdiff.train.settings import Config, Run
 from mmdiff.train.stop import Stop
 from mmdiff.train.update import Speed, Update, describe, diverged
 
 DONE, STOPPED = 0, 75  # exit codes
+FITTED_ON = 1024  # clips from which autoencoders take their statistics
 STRIKES = 3  # steps in a row that may fail to be finite
 
 
 def fit(run: Run, *, config: Config, system: Any, train: Any, held_out: Any, ranks: Ranks, stop: Stop) -> int:
     """Train `system` on the data set `train`, or continue; -> the exit code, 0 done or 75 stopped after saving.
 
-    `config` is the resolved config that made everything, kept beside each checkpoint. Raises UserError for what the user
-    can mend and NoSoundCheckpoint if there is nothing sound to continue from.
+    `config` is the resolved config that made everything, kept beside each checkpoint. Raises UserError for what the
+    user can mend and NoSoundCheckpoint if there is nothing sound to continue from.
     """
     with folders.opened(run.run, config, ranks) as folder:
         fit_statistics(system, train, run, folder, ranks)
         engine = engines.make(run, system, ranks)
         checkpoints = Checkpoints(folder, keep=run.keep, ranks=ranks)
-        step, strikes, speed = checkpoints.load(engine), 0, Speed(run, ranks)
-        with Log(folder, step=step, steps=run.steps, active=ranks.first) as log:
-            for step, batch, wait in stream(train, run, ranks, after=step):
-                with speed.counted():
-                    update = train_step(engine, batch, run, step)
-                loss, asked = ranks.total(update.loss / ranks.world, float(stop.asked))
+        first, strikes, speed = checkpoints.load(engine), 0, Speed(run, ranks)
+        if ranks.first and first < run.steps:
+            (folder / "DONE").unlink(missing_ok=True)
+        with Log(folder, step=first, steps=run.steps, active=ranks.first) as log:
+            for step, batches, wait in stream(train, run, ranks, after=first):
+                with speed.counted(), told(ranks, step, [name for batch in batches for name in batch["id"]]):
+                    update = train_step(engine, batches, run, step)
+                    loss, asked = ranks.total(update.loss / ranks.world, float(stop.asked))
                 strikes = strikes + 1 if update.skipped else 0
                 due = Due(run, step, stopping=asked > 0)
 
@@ -67,7 +71,7 @@ def fit(run: Run, *, config: Config, system: Any, train: Any, held_out: Any, ran
                 if due.stop:
                     return STOPPED
         if ranks.first:
-            folders.write_text(folder / "DONE", f"{step}\n")
+            folders.write_text(folder / "DONE", f"{max(first, run.steps)}\n")
     return DONE
 
 
@@ -78,49 +82,58 @@ class Due:
         last = step == run.steps
 
         def now(interval: int) -> bool:
-            return interval > 0 and (last or (step % interval == 0 and not stopping))
+            return interval > 0 and (last or step % interval == 0)
 
-        self.log, self.evaluate, self.sample = now(run.every.log), now(run.every.evaluate), now(run.every.sample)
-        self.save = last or stopping or now(run.every.save)
+        self.log, self.save = now(run.every.log), last or stopping or now(run.every.save)
+        self.evaluate, self.sample = (now(i) and (last or not stopping) for i in (run.every.evaluate, run.every.sample))
         self.stop = stopping and not last
 
 
-def train_step(engine: Engine, batch: Batch, run: Run, step: int) -> Update:
-    """Forward, backward and update of every player on one rank's clips."""
-    began, update = time.monotonic(), Update(ids=batch["id"])
+def train_step(engine: Engine, batches: list[Batch], run: Run, step: int) -> Update:
+    """Forward, backward and update of every player on one rank's micro-batches."""
+    began, update = time.monotonic(), Update(ids=[name for batch in batches for name in batch["id"]])
     for player in engine.players:
-        for micro in split(batch, run.accumulate):
-            loss, logs = engine.forward(micro, seed=run.seed, step=step, player=player)
+        for batch in batches:
+            loss, logs = engine.forward(batch, seed=run.seed, step=step, player=player)
             engine.backward(loss, player)
-            update.add(loss.detach(), logs, share=1 / run.accumulate)
+            update.add(loss.detach(), logs, share=1 / len(batches))
         update.close(engine.step(player, step=step))
     update.loss, update.seconds = float(update.total), time.monotonic() - began
     return update
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """The batch as micro-batches of consecutive clips, all of one size."""
-    size = len(batch["id"]) // parts
-    return [rows(batch, slice(i * size, (i + 1) * size)) for i in range(parts)]
-
-
-def stream(train: Any, run: Run, ranks: Ranks, *, after: int) -> Iterator[tuple[int, Batch, float]]:
-    """(step, this rank's clips, seconds waited for them) for every step that is left."""
-    batches = iter(order(train, run, ranks, after=after))
-    for step in range(after + 1, run.steps + 1):
+def stream(train: Any, run: Run, ranks: Ranks, *, after: int) -> Iterator[tuple[int, list[Batch], float]]:
+    """(step, this rank's micro-batches, seconds waited for them) for every step that is left; 1 is the first step."""
+    batches = loader(
+        train,
+        batch=run.batch,
+        steps=run.steps,
+        rank=ranks.rank,
+        world=ranks.world,
+        accumulate=run.accumulate,
+        start_step=after,
+        workers=run.engine.workers,
+    )
+    while True:
         began = time.monotonic()
-        batch = next(batches)
-        yield step, batch, time.monotonic() - began
+        try:
+            index, micro = next(batches)
+        except StopIteration:
+            return
+        except UserError as error:
+            raise OwnError(str(error)) from error
+        yield index + 1, micro, time.monotonic() - began
 
 
 def fit_statistics(system: Any, train: Any, run: Run, folder: Path, ranks: Ranks) -> None:
-    """What autoencoders take from data without gradients: fitted once by the first rank, kept in latents.safetensors."""
+    """What autoencoders take from data without gradients, fitted once by the first rank: latents.safetensors."""
     if all(getattr(module, "fitted", True) for module in system.modules()):
         return
     path = folder / "latents.safetensors"
     if ranks.first and not path.is_file():
         before = {name: tensor.clone() for name, tensor in system.state_dict().items()}
-        system.fit(fitting(train, run))
+        firsts = range(0, min(FITTED_ON, len(train)), run.batch)
+        system.fit(gather(train, range(i, min(i + run.batch, len(train)))) for i in firsts)
         after = {name: tensor.contiguous() for name, tensor in system.state_dict().items()}
         changed = {name: t for name, t in after.items() if name not in before or not torch.equal(t, before[name])}
         staged = path.with_suffix(".tmp")

@@ -6,17 +6,27 @@ other group, so that a rank that is gone is noticed. One process needs no group 
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmdiff.errors import UserError
 from mmdiff.train.settings import Engine
+
+
+class OwnError(UserError):
+    """An error that one rank met alone, so that it must be told by that rank."""
+
+    own = True
+
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
@@ -63,6 +73,20 @@ class Ranks:
         if errors:
             raise errors[0]
 
+    def shared(self, thing: Any) -> Any:
+        """The first rank's thing, on every rank."""
+        return self.collect(thing)[0]
+
+
+@contextmanager
+def told(ranks: Ranks, step: int, ids: Sequence[str]) -> Iterator[None]:
+    """Say where a rank was when something broke, which may be another rank's silence."""
+    try:
+        yield
+    except RuntimeError:
+        print(f"rank {ranks.rank} failed at step {step}, clips {', '.join(ids[:16])}", file=sys.stderr, flush=True)
+        raise
+
 
 def join(settings: Engine) -> Ranks:
     """Find out who started this process and, if it was a launcher, meet the others."""
@@ -80,13 +104,13 @@ def join(settings: Engine) -> Ranks:
 def _alone(settings: Engine) -> Ranks:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "WORLD_SIZE says that several processes take part, but RANK or LOCAL_RANK is missing. Start the run with the "
-            "DeepSpeed launcher: deepspeed --num_gpus N tools/train.py CONFIG."
+            "WORLD_SIZE says that several processes take part, but RANK or LOCAL_RANK is missing. Start the run with "
+            "the DeepSpeed launcher: deepspeed --num_gpus N tools/train.py CONFIG."
         )
     if settings.config is not None:
         raise UserError(
-            f"engine.config={settings.config} configures DeepSpeed, but this run was started by plain python. Start it as "
-            f"deepspeed --num_gpus 1 tools/train.py CONFIG engine.config={settings.config}, or leave engine.config out."
+            f"engine.config={settings.config} configures DeepSpeed, but this run was started by plain python. Start it "
+            f"as deepspeed tools/train.py CONFIG engine.config={settings.config}, or leave engine.config out."
         )
     return Ranks(device=_device(0))
 
@@ -95,9 +119,10 @@ def _device(local: int) -> torch.device:
     count = torch.cuda.device_count()
     if count == 0:
         return torch.device("cpu")
-    if local >= count:
+    wanted = max(local + 1, int(os.environ.get("LOCAL_SIZE", "1")))
+    if wanted > count:
         raise UserError(
-            f"Process {local} of this machine would need GPU {local}, but there are {count}. "
+            f"The launcher started {wanted} processes on this machine, but there are {count} GPUs. "
             f"Start the run with --num_gpus {count} or fewer."
         )
     torch.cuda.set_device(local)
@@ -108,11 +133,12 @@ def _meet(ranks: Ranks, timeout: timedelta) -> None:
     """Start the process groups; deepspeed's accelerator must be chosen before it is imported."""
     if ranks.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r"`?torch\.distributed")  # deepspeed's calls
     import deepspeed
-    import deepspeed.comm.torch
 
-    deepspeed.utils.logger.setLevel("WARNING")
-    deepspeed.comm.torch.build_shm_op = lambda: None  # minutes of compilation for an operator that training never calls
+    deepspeed.utils.logger.setLevel("ERROR")
+    backend_module: Any = importlib.import_module("deepspeed.comm.torch")
+    backend_module.build_shm_op = lambda: None  # minutes of compilation for an operator that training never calls
     backend = "nccl" if ranks.device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout)
     if ranks.world > 1:
@@ -121,24 +147,21 @@ def _meet(ranks: Ranks, timeout: timedelta) -> None:
 
 def bound_waiting(timeout: timedelta) -> None:
     """Give every process group the timeout; DeepSpeed makes groups of its own with torch's default of half an hour."""
-    from torch.distributed import distributed_c10d
+    c10d: Any = torch.distributed.distributed_c10d
+    for group in list(c10d._world.pg_map):
+        if hasattr(torch.distributed, "set_timeout"):
+            torch.distributed.set_timeout(timeout, group)
+        else:
+            c10d._set_pg_timeout(timeout, group)
 
-    for group in distributed_c10d._world.pg_map:
-        distributed_c10d._set_pg_timeout(timeout, group)
 
-
-def leave(code: int, ranks: Ranks | None) -> None:
-    """End this process with an exit code, at once where DeepSpeed ran: its CPU runs may abort in the interpreter's exit."""
+def leave(code: int) -> None:
+    """End this process with an exit code; at once where DeepSpeed ran, whose CPU runs may abort at interpreter exit."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if ranks is None or not ranks.launched:
+    if not all(name in os.environ for name in LAUNCHED):
         sys.exit(code)
-    if code in (0, 75):
-        ranks.barrier()
+    if code in (0, 75) and torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     os._exit(code)
-
-
-def mean(tensor: Tensor, ranks: Ranks) -> float:
-    """The mean over the ranks of a scalar that each holds."""
-    return ranks.total(float(tensor))[0] / ranks.world

@@ -30,8 +30,9 @@ class Shares(ABC):
     def scatter(self, whole: Callable[[str], Tensor | None], into: list[Tensor]) -> list[bool]:
         """Copy this rank's share of the named whole tensors; None keeps what was there -> which were written to."""
 
+    @abstractmethod
     def publish(self) -> None:
-        """Bring the modules' weights up to date with `local`; nothing where they are the same tensors."""
+        """Bring the modules' weights up to date with `local`."""
 
 
 class Whole(Shares):
@@ -53,6 +54,9 @@ class Whole(Shares):
             if value is not None:
                 target.detach().copy_(value)
         return [value is not None for value in values]
+
+    def publish(self) -> None:
+        """They are the same tensors."""
 
 
 class Flat(Shares):

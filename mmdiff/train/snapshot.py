@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,14 @@ def _give_moments(player: Player, moment: Any, *, kinds: list[str], updates: int
     local, moments = player.shares.local, {}
     for kind in kinds:
         values = [torch.zeros_like(t, requires_grad=False) for t in local]
-        written = player.shares.scatter(lambda name, kind=kind: moment(f"{kind}:{name}"), values)
+        written = player.shares.scatter(partial(_named, moment, kind), values)
         moments[kind] = [value if done else None for value, done in zip(values, written)]
     player.optimizer.restore(local, moments, updates=updates)
     player.updates = updates
+
+
+def _named(moment: Any, kind: str, name: str) -> Tensor | None:
+    return moment(f"{kind}:{name}")  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -63,9 +63,9 @@ def describe(update: Update, loss: float, ranks: Ranks) -> Record:
 def diverged(step: int, record: Record) -> UserError:
     """The error that ends a run whose numbers are gone."""
     return UserError(
-        f"Three steps in a row, up to step {step}, gave a loss or gradient that is not finite. The last was about the clips "
-        f"{', '.join(record['ids'][:8])}. Lower optimizer.lr, lengthen optimizer.warmup, or look at these clips; the last "
-        "checkpoint is from before."
+        f"Three steps in a row, up to step {step}, gave a loss or a gradient that is not finite. The last was about "
+        f"the clips {', '.join(record['ids'][:8])}. Lower optimizer.lr, lengthen optimizer.warmup, or look at these "
+        "clips; the same command goes on from the last checkpoint."
     )
 
 

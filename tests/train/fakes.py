@@ -14,7 +14,7 @@ from mmdiff.train.settings import Engine, Every, Optimizer, Sample
 
 
 class Clips:
-    """`n` clips of four numbers each; a clip's name decides its numbers."""
+    """`n` clips of one 2 x 2 picture each; a clip's name decides its pixels."""
 
     def __init__(self, n: int = 32) -> None:
         self.n = n
@@ -22,17 +22,19 @@ class Clips:
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"id": f"clip-{i}", "x": noise.normal([4], keys=[noise.key(0, "clip", i)])[0]}
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        i = int(noise.permutation(self.n, key=noise.key("order", position // self.n))[position % self.n])
+        pixels = noise.normal([3, 1, 2, 2], keys=[noise.key("clip", i)])[0] * 40 + 127
+        sample = {"video": pixels.clamp(0, 255).to(torch.uint8), "valid": {"video": True}, "skipped": []}
+        return {**sample, "id": f"clip-{i}", "text": f"this is {i}", "fps": 8.0, "rate": 8000}
 
-    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": [item["id"] for item in items],
-            "text": [item["id"] for item in items],
-            "video": torch.stack([item["x"] for item in items]),
-            "valid": {"video": torch.ones(len(items), dtype=torch.bool)},
-            "rate": 8000,
-        }
+    def note(self, skipped: Any) -> None:
+        """Nothing is ever skipped."""
+
+
+def second_half(step: int, batch: int = 8) -> str:
+    """The name of a clip that the second of two ranks sees at a step."""
+    return Clips()[(step - 1) * batch + batch // 2]["id"]
 
 
 class Codec(nn.Module):
@@ -51,10 +53,10 @@ class Codec(nn.Module):
 class Net(nn.Module):
     def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.enter = nn.Linear(4, width)
+        self.enter = nn.Linear(12, width)
         self.blocks = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Linear(width, width)) for _ in range(3))
         self.modulation = nn.Linear(width, width)
-        self.leave = nn.Linear(width, 4)
+        self.leave = nn.Linear(width, 12)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.enter(x)
@@ -64,7 +66,7 @@ class Net(nn.Module):
 
 
 class System(nn.Module):
-    """Denoises four numbers. `poison` maps a step to the clip whose loss is not a number then."""
+    """Denoises twelve numbers. `poison` maps a step to the clip whose loss is not a number then."""
 
     def __init__(self, poison: dict[int, str] | None = None) -> None:
         super().__init__()
@@ -78,23 +80,23 @@ class System(nn.Module):
         self.codec.scale = torch.cat([b["video"] for b in batches]).std()
 
     def errors(self, x: Tensor, eps: Tensor) -> Tensor:
-        x = (x / self.codec.scale).to(next(self.learner.parameters()).device)
+        x = (x.flatten(1) / self.codec.scale).to(next(self.learner.parameters()).device)
         return (self.learner["net"](x + eps.to(x)) - x).square().mean(1)
 
     def loss(self, batch: dict[str, Any], *, seed: int, step: int, player: str) -> tuple[Tensor, dict[str, Tensor]]:
-        eps = noise.normal([4], keys=noise.keys(seed, "noise", step, batch["id"]))
+        eps = noise.normal([12], keys=noise.keys(seed, "noise", step, batch["id"]))
         error = self.errors(batch["video"], eps)
         bad = [float("nan") if self.poison.get(step) in (name, "all") else 1.0 for name in batch["id"]]
         loss = (error * torch.tensor(bad).to(error)).mean()
         return loss, {"loss/video": loss.detach()}
 
     def held_out(self, batch: dict[str, Any], *, times: Any, seed: int) -> dict[str, list[float]]:
-        eps = noise.normal([4], keys=noise.keys(seed, "held-out", 0, batch["id"]))
+        eps = noise.normal([12], keys=noise.keys(seed, "held-out", 0, batch["id"]))
         return {"video": [float(self.errors(batch["video"], t * eps).mean()) for t in times]}
 
     def generate(self, batch: Any, *, seed: int, steps: int, sampler: str, guidance: float) -> dict[str, Any]:
         b = len(batch["text"])
-        x = self.learner["net"](noise.normal([4], keys=noise.keys(seed, "start", 0, batch["id"])))
+        x = self.learner["net"](noise.normal([12], keys=noise.keys(seed, "start", 0, batch["id"])))
         video = x.float().tanh()[:, :3, None, None, None].expand(b, 3, 4, 16, 16)
         return {**batch, "video": video, "fps": torch.full((b,), 8.0)}
 
@@ -129,7 +131,7 @@ def train(run: Run, *, system: System | None = None, stop: Any = None, config: d
             system=system or System(),
             train=Clips(),
             held_out=Clips(10),
-            ranks=join(run.engine),
+            ranks=JOINED.setdefault("ranks", join(run.engine)) if launched() else join(run.engine),
             stop=stop,
         )
     finally:
