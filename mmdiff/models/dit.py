@@ -83,7 +83,7 @@ class Branch(nn.Module):
         if conv and conv % 2 == 0:
             raise UserError(f"conv: a kernel of {conv} time steps has no middle; choose an odd number, or 0 for none.")
         self.patch: Grid = (patch[0], patch[1], patch[2])
-        self.head = width // heads
+        self.channels, self.head = channels, width // heads
         volume = channels * patch[0] * patch[1] * patch[2]
         patterns = PATTERNS[pattern]
         self.embed = nn.Linear(volume, width)
@@ -96,16 +96,17 @@ class Branch(nn.Module):
 
     def open(self, x: Tensor, seconds: Tensor) -> tuple[Tensor, Tensor]:
         """x (b c t h w) or (b c n), seconds (b t) -> tokens (b t h w d), angles (b t h w head/2)."""
-        tokens = patchify(self.divisible(as_grid(x)), self.patch)
+        tokens = patchify(self.fitting(as_grid(x)), self.patch)
         seconds = seconds.unflatten(1, (-1, self.patch[0])).mean(-1)
         return self.embed(tokens).float(), grid_angles(seconds, (tokens.shape[2], tokens.shape[3]), head=self.head)
 
-    def divisible(self, x: Tensor) -> Tensor:
-        """x (b c t h w), if it is made of whole patches."""
-        if any(n % p for n, p in zip(x.shape[2:], self.patch, strict=True)):
-            raise UserError(
-                f"patch: {list(self.patch)} does not divide a latent of {list(x.shape[2:])} (time, height, width)."
-            )
+    def fitting(self, x: Tensor) -> Tensor:
+        """x (b c t h w), if it has the channels of the branch and is made of whole patches."""
+        if x.shape[1] != self.channels:
+            raise UserError(f"channels: the network was built for {self.channels}, but the latent has {x.shape[1]}.")
+        size = list(x.shape[2:])
+        if any(n % p for n, p in zip(size, self.patch, strict=True)):
+            raise UserError(f"patch: {list(self.patch)} does not divide a latent of {size} (time, height, width).")
         return x
 
     def clock(self, seconds: Tensor, h: Tensor, *, head: int) -> Tensor:

@@ -233,6 +233,8 @@ def test_what_does_not_fit_the_data_is_named() -> None:
     x, t, cond = inputs()
     with pytest.raises(UserError, match=r"patch: \[1, 3, 2\] does not divide a latent of \[4, 4, 4\]"):
         video(patch=(1, 3, 2))(x, t, cond)
+    with pytest.raises(UserError, match="channels: the network was built for 4, but the latent has 3"):
+        video()(x[:, :3], t, cond)
     with pytest.raises(UserError, match=r"window \[3, 2, 2\]"):
         video(attention="windowed", window=(3, 2, 2))(x, t, cond)
     with pytest.raises(UserError, match="text_width: the network reads text of width 16, .* gives 8"):

@@ -17,7 +17,7 @@ from mmdiff.layers.attention import math_attention
 from mmdiff.layers.norm import rms_norm
 from mmdiff.layers.rope import frequencies, rotate
 from mmdiff.models.dit import DiT, TextAttention
-from mmdiff.models.joint import Bridge, BranchSpec, JointDiT
+from mmdiff.models.joint import BranchSpec, Bridge, JointDiT
 
 B, TEXT, HEADS = 3, 8, 2
 VIDEO = BranchSpec(channels=4, width=24, patch=(2, 2, 2), attention="factorised", window=(2, 2, 2), conv=3)
