@@ -27,12 +27,7 @@ VIDEO = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".m4a")
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,flac,mp3,ogg"
-HONEST = (
-    "matroska,webm",
-    "avi",
-    "wav",
-    "flac",
-)  # formats whose header states a length and that carry no index of bytes
+HONEST = ("matroska,webm", "flac")  # formats whose header states a length in seconds
 SIGNATURES = {b"\x89PNG": "png_pipe", b"\xff\xd8\xff": "jpeg_pipe", b"BM": "bmp_pipe", b"RIFF": "webp_pipe"}
 MAX_PIXELS, MAX_STREAMS, MAX_SECONDS = 1 << 26, 32, 24 * 3600.0
 
@@ -175,6 +170,8 @@ def _ends(container: InputContainer, path: str | Path) -> dict[int, float]:
         if any(entry.pos + entry.size > size for entry in last):
             raise BadMedia(f"{path}: truncated; its index points beyond the end of the file.")
         return {s.index: _start(s) + float((s.duration or 0) * base(s)) for s in streams}
+    if container.format.name in ("avi", "wav") and _riff_bytes(path) > Path(path).stat().st_size:
+        raise BadMedia(f"{path}: truncated; its header states more bytes than the file has.")
     ends = _scanned(container, streams)
     claimed, found = (
         (container.duration or 0) / 1e6,
@@ -183,6 +180,14 @@ def _ends(container: InputContainer, path: str | Path) -> dict[int, float]:
     if container.format.name in HONEST and found < claimed - 0.5:
         raise BadMedia(f"{path}: truncated; it claims {claimed:.2f} s and holds {found:.2f} s.")
     return ends
+
+
+def _riff_bytes(path: str | Path) -> int:
+    """How long the first RIFF chunk says that it is; 0 where it leaves that open, as a stream's does."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    size = int.from_bytes(head[4:], "little")
+    return 8 + size if head[:4] == b"RIFF" and size < 0xFFFFFF00 else 0
 
 
 def _scanned(container: InputContainer, streams: list[Stream]) -> dict[int, float]:
