@@ -1,8 +1,8 @@
 """Null models: ways to cheat that a table of results must show failing beside the model.
 
-The one idea: each is a plain function from real clips and their captions to clips that lack exactly one virtue (synchrony,
-sound, motion, attention to the caption, novelty), so that a metric that does not drop on its row measures nothing.
-A clip is (video (t h w 3) uint8, audio (n,) float32 in [-1, 1], fps, rate), as in `score.py`.
+The one idea: each is a plain function from real clips and their captions to clips that lack exactly one virtue (sync,
+sound, motion, attention to the caption, novelty), so that a metric that does not drop on its row measures nothing. A
+clip is (video (t h w 3) uint8, audio (n,) float32 in [-1, 1], fps, rate), as in `score.py`.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def onset_spam(clips: Sequence[Clip], captions: Sequence[str], *, seed: int) -> 
 
 
 def mean_clip(clips: Sequence[Clip], captions: Sequence[str], *, seed: int) -> list[Clip]:
-    """The mean picture and the mean sound of all clips for every caption: what a model of least error alone would say."""
+    """The mean picture and the mean sound of all clips for every caption: the guess of least squared error."""
     video = np.rint(np.mean([clip[0] for clip in clips], axis=0, dtype=np.float32)).astype(np.uint8)
-    audio = np.mean([clip[1] for clip in clips], axis=0, dtype=np.float32)
+    audio = np.asarray(np.mean([clip[1] for clip in clips], axis=0), np.float32)
     return [(video, audio, fps, rate) for _, _, fps, rate in clips]
 
 
