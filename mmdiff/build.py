@@ -225,7 +225,7 @@ def _makes(part: Any, hint: Any) -> bool:
     """Whether what a kind makes can be what an annotation asks for; protocols are taken on trust."""
     asked = typing.get_origin(hint) or hint
     if asked is Callable or getattr(asked, "_is_protocol", False):
-        return callable(part) and not (isinstance(part, type) and not hasattr(part, "__call__"))  # noqa: B004
+        return not isinstance(part, type) or any("__call__" in vars(base) for base in part.__mro__)
     return isinstance(part, type) and isinstance(asked, type) and issubclass(part, asked)
 
 

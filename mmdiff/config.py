@@ -16,6 +16,7 @@ from mmdiff.errors import UserError
 
 LARGEST = 1 << 17  # bytes of a file, and characters that references may write
 MOST = 10_000  # values of a resolved config
+DEEPEST = 50  # mappings and lists inside one another, and references to references
 REFERENCE = re.compile(r"\$\{([\w.-]+)\}")
 Tree = dict[str, Any]
 
@@ -82,7 +83,7 @@ def _override(item: str) -> Tree:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not re.match(r"[\w-]+(\.[\w-]+)*=", item):
+    if not re.match(r"[A-Za-z_][\w-]*(\.[\w-]+)*=", item):
         raise UserError(f"The override {item!r} must look like key=value, such as steps=2000 or system.drop=0.2.")
     try:
         return cast(Tree, OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False))
@@ -91,7 +92,7 @@ def _override(item: str) -> Tree:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:400]
 
 
 class _Resolver:
@@ -105,6 +106,8 @@ class _Resolver:
         self.count += 1
         if self.count > MOST:
             raise UserError(f"{path} makes the config larger than {MOST} values, which no config needs.")
+        if max(path.count(".") + path.count("["), len(through)) > DEEPEST:
+            raise UserError(f"{path[:80]}... lies deeper than {DEEPEST} levels, which no config needs.")
         if isinstance(node, Mapping):
             return {key: self.value(child, f"{path}.{key}".lstrip("."), through) for key, child in node.items()}
         if isinstance(node, list):

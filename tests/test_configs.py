@@ -1,0 +1,86 @@
+"""Every recipe that we publish: it parses, its parts fit each other, and it comes back from the run folder unchanged."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mmdiff.batch import ClipShape
+from mmdiff.build import Run, make_system, parse
+from mmdiff.config import overlay, read
+from mmdiff.models.joint import JointDiT
+from mmdiff.systems.diffusion import Diffusion
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+OPEN = {"folder.yaml": ["data.path=clips"]}  # what a recipe leaves to its user
+each_file = pytest.mark.parametrize("name", FILES)
+
+
+def recipe(name: str) -> tuple[Run, dict[str, Any]]:
+    """A recipe and what an ablation varies in it ({} otherwise)."""
+    tree = read(CONFIGS / name, OPEN.get(name, []))
+    vary, _ = tree.pop("vary", {}), tree.pop("seeds", None)
+    return parse(tree), vary
+
+
+def test_there_are_recipes() -> None:
+    assert {"folder.yaml", "sounding_objects/smoke.yaml", "sounding_objects/joint.yaml"} <= set(FILES)
+
+
+@each_file
+def test_its_system_builds(name: str) -> None:
+    run, _ = recipe(name)
+    system = make_system(run)
+    assert isinstance(system, Diffusion) and isinstance(system.shape, ClipShape)
+    shapes = system.latent_shapes()
+    net = getattr(system.denoiser.net, "net", system.denoiser.net)
+    if isinstance(net, JointDiT):
+        for key, branch in net.branches.items():
+            assert shapes[key][0] == branch.channels, f"{key}: latents of {shapes[key]}"
+    clip = (run.data["frames"], run.data["fps"], list(run.data["size"]), run.data["rate"])
+    assert clip == (system.shape.frames, system.shape.fps, list(system.shape.size), system.shape.rate)
+
+
+@each_file
+def test_its_system_steps(name: str) -> None:
+    """One evaluation of the network on a latent of its own shape: patches, windows and widths of text fit."""
+    run, _ = recipe(name)
+    system = make_system(run)
+    asked = system.blank({"text": ["a red ball falls"], "id": ["0"]})
+    with torch.no_grad():
+        y = system.denoise(asked)(torch.zeros(1, *system.latent_shape()), torch.ones(1))
+    assert y.shape[1:] == system.latent_shape() and y.isfinite().all()
+
+
+@each_file
+def test_what_an_ablation_varies_is_a_key(name: str) -> None:
+    tree = read(CONFIGS / name, OPEN.get(name, []))
+    vary, _ = tree.pop("vary", {}), tree.pop("seeds", None)
+    for key, values in vary.items():
+        for value in values:
+            change: Any = value
+            for part in reversed(key.split(".")):
+                change = {part: change}
+            parse(overlay(tree, change))
+
+
+@each_file
+def test_it_comes_back_from_the_run_folder(name: str, tmp_path: Path) -> None:
+    tree = read(CONFIGS / name, OPEN.get(name, []))
+    stored = tmp_path / "config.yaml"
+    stored.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    assert read(stored) == tree and not re.search(r"[&*]id\d", stored.read_text())
+
+
+@each_file
+def test_it_says_what_it_is(name: str) -> None:
+    """The header of a recipe: what it is, and the exact command."""
+    text = (CONFIGS / name).read_text(encoding="utf-8")
+    header = "\n".join(re.findall(r"\A(?:#.*\n)+", text))
+    assert len(header.split()) >= 5
