@@ -131,7 +131,7 @@ def train(run: Run, *, system: System | None = None, stop: Any = None, config: d
             system=system or System(),
             train=Clips(),
             held_out=Clips(10),
-            ranks=JOINED.setdefault("ranks", join(run.engine)) if launched() else join(run.engine),
+            ranks=join(run.engine),
             stop=stop,
         )
     finally:

@@ -55,7 +55,7 @@ def main(folder: Path) -> None:
     for stage in (0, 1, 2, 3):
         run = fakes.Run(str(folder / f"whole{stage}"), accumulate=2, engine=engine(folder, stage))
         codes[f"whole{stage}"] = fakes.train(run)
-        cut = replace(run, run=str(folder / f"cut{stage}"))
+        cut = replace(run, run=str(folder / f"cut{stage}"), keep=3)
         codes[f"stop{stage}"] = fakes.train(cut, stop=Asked(me))
         codes[f"cut{stage}"] = fakes.train(replace(cut, every=Every(log=1, save=4, sample=5, evaluate=5)))
         bad = replace(run, run=str(folder / f"nan{stage}"), accumulate=1)
