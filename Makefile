@@ -33,7 +33,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 demo: install
 	$(bin)/python datasets/sounding_objects/prepare.py --tier cpu --clips 2048 --out $(demo_data)
-	$(bin)/deepspeed --master_port $$($(bin)/python -c "$(free_port)") tools/train.py configs/sounding_objects/demo.yaml run=$(demo_run)
+	$(bin)/deepspeed --quiet --master_port $$($(bin)/python -c "$(free_port)") tools/train.py configs/sounding_objects/demo.yaml run=$(demo_run)
 	$(bin)/python tools/sample_video.py $(demo_run) --prompts $(prompts) --out $(demo_run)/clips/demo --scale 8
 ifneq ($(shipped),)
 	$(bin)/python tools/sample_video.py $(shipped) --prompts $(prompts) --out $(demo_run)/clips/shipped --scale 8
