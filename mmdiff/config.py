@@ -35,6 +35,22 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
         raise UserError(f"{path}: {error}") from None
 
 
+def dump(tree: Mapping[str, Any]) -> str:
+    """YAML that `read` turns into the same values again: strings that could be taken for something else are quoted."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def text(dumper: Dumper, value: str) -> Any:
+        plain = re.fullmatch(r"[A-Za-z_][\w ./-]*", value, re.ASCII)
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+    Dumper.add_representer(str, text)
+    return cast(str, yaml.dump(dict(tree), Dumper=Dumper, sort_keys=False, allow_unicode=True))
+
+
 def overlay(under: Any, over: Any) -> Any:
     """Merge mappings key by key; another `kind` replaces the node, so that no key of the old kind stays behind."""
     if not (isinstance(under, Mapping) and isinstance(over, Mapping)):

@@ -18,7 +18,7 @@ from mmdiff import build
 from mmdiff.autoencoders.pixels import Pixels
 from mmdiff.batch import Batch, ClipShape
 from mmdiff.build import check, find, make, make_system, parse
-from mmdiff.config import overlay
+from mmdiff.config import dump, overlay
 from mmdiff.errors import UserError
 from mmdiff.process import EDM, Linear, Process
 from mmdiff.sampling import karras
@@ -100,17 +100,10 @@ def test_the_grid_of_karras_in_yaml(tmp_path: Path) -> None:
     tree["system"]["grid"] = {"kind": "karras_grid", "process": "${system.denoiser.process}"}
     tree["system"]["denoiser"]["target"] = "v"
     file = tmp_path / "edm.yaml"
-    file.write_text(dumped(tree))
+    file.write_text(dump(tree))
     system = make_system(parse(build.read(file)))
     assert torch.equal(system.grid(4), karras(4, process=EDM(sigma_max=20)))
     assert system.generate(Batch(text=["a"]), seed=0, steps=3)["video"].isfinite().all()
-
-
-def dumped(tree: Tree) -> str:
-    """As the run folder does it."""
-    import yaml
-
-    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def test_parts_of_the_table_exist() -> None:

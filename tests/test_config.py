@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdiff.config import overlay, read
+from mmdiff.config import dump, overlay, read
 from mmdiff.errors import UserError
 
 
@@ -211,7 +210,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=6)
 NAMES = st.from_regex(r"[a-z_]{1,5}", fullmatch=True).filter(
-    lambda name: name not in ("base", "y", "n", "on", "off", "no")
+    lambda name: name not in ("base", "y", "n", "on", "off", "no", "yes", "null", "true", "false")
 )
 
 
@@ -228,6 +227,18 @@ NAMES = st.from_regex(r"[a-z_]{1,5}", fullmatch=True).filter(
 )
 def test_a_resolved_config_comes_back(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> None:
     file = tmp_path_factory.mktemp("there") / "x.yaml"
-    file.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    once = read(file)
-    assert once == tree
+    file.write_text(dump(tree), encoding="utf-8")
+    assert read(file) == tree
+
+
+@pytest.mark.parametrize(
+    "text", ["1e5", "1_0", "null", "yes", "0x1", "~", "", " ", "a: b", "#", "\x85", "\u2028", "球", "🔔"]
+)
+def test_text_stays_text(tmp_path: Path, text: str) -> None:
+    tree = {"a": text, "b": [text, {"c": text}], "d": 1e-5, "e": 10}
+    assert read(write(tmp_path, text=dump(tree))) == tree
+
+
+def test_a_dump_repeats_what_is_shared() -> None:
+    size = [4, 6]
+    assert "*" not in dump({"a": size, "b": size})

@@ -1,4 +1,4 @@
-"""Every recipe that we publish: it parses, its parts fit each other, and it comes back from the run folder unchanged."""
+"""Every recipe that we publish: it parses, its parts fit each other, and the run folder gives it back unchanged."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from mmdiff.batch import ClipShape
 from mmdiff.build import Run, make_system, parse
-from mmdiff.config import overlay, read
+from mmdiff.config import dump, overlay, read
 from mmdiff.models.joint import JointDiT
 from mmdiff.systems.diffusion import Diffusion
 
@@ -74,7 +73,7 @@ def test_what_an_ablation_varies_is_a_key(name: str) -> None:
 def test_it_comes_back_from_the_run_folder(name: str, tmp_path: Path) -> None:
     tree = read(CONFIGS / name, OPEN.get(name, []))
     stored = tmp_path / "config.yaml"
-    stored.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    stored.write_text(dump(tree), encoding="utf-8")
     assert read(stored) == tree and not re.search(r"[&*]id\d", stored.read_text())
 
 
