@@ -49,6 +49,8 @@ MISTAKES = [
     (["tools/sample_video.py", "runs/absent", "--prompts", "absent.txt", "--out", "{out}"], "absent.txt"),
     (["tools/sample_video.py", "runs/absent", "--prompt", "x", "--device", "cuda:77", "--out", "{out}"], "cuda:77"),
     (["tools/report.py", "runs/absent"], "runs/absent"),
+    (["tools/train.py", "configs/absent.yaml"], "configs/absent.yaml"),
+    (["tools/train.py", "configs/folder.yaml", "system.dorp=0.2"], "dorp"),
 ]
 
 
