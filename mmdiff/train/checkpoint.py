@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmdiff import __version__
+from mmdiff.config import dump
 from mmdiff.errors import NoSoundCheckpoint, UserError
 from mmdiff.train import snapshot
 from mmdiff.train.engine import Engine
@@ -155,10 +156,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], step: int) -> tuple[st
 
 def commit(staged: Path, manifest: Manifest) -> None:
     """Write what is known about the staged files, then give the folder its name in one rename."""
-    import yaml
-
     config = staged / "config.yaml"
-    config.write_text(yaml.safe_dump(manifest.pop("config"), sort_keys=False), encoding="utf-8")
+    config.write_text(dump(manifest.pop("config")), encoding="utf-8")
     flush(config)
     manifest["files"][config.name] = facts(config)
     described = staged / "manifest.json"

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mmdiff.config import dump
 from mmdiff.errors import UserError
 from mmdiff.train.ranks import Ranks
 from mmdiff.train.settings import Config
@@ -101,13 +102,6 @@ def plain(config: Config) -> Config:
     import yaml
 
     return yaml.safe_load(dump(config))  # type: ignore[no-any-return]
-
-
-def dump(config: Config) -> str:
-    """YAML in the config's own order."""
-    import yaml
-
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 def write_text(path: Path, text: str) -> None:
