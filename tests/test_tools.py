@@ -50,7 +50,7 @@ MISTAKES = [
     (["tools/sample_video.py", "runs/absent", "--prompt", "x", "--device", "cuda:77", "--out", "{out}"], "cuda:77"),
     (["tools/report.py", "runs/absent"], "runs/absent"),
     (["tools/train.py", "configs/absent.yaml"], "configs/absent.yaml"),
-    (["tools/train.py", "configs/folder.yaml", "system.dorp=0.2"], "dorp"),
+    (["tools/train.py", "configs/sounding_objects/smoke.yaml", "system.dorp=0.2"], "dorp"),
 ]
 
 
