@@ -92,9 +92,19 @@ def read_objects(video: ArrayLike, fps: float) -> list[SeenObject]:
     found: list[SeenObject] = []
     solid = np.maximum(own - SOLID, 0.0).sum(axis=1)  # t h w
     for c, name in enumerate(NAMES):
-        other = solid > np.maximum(own[:, c] - SOLID, 0.0)  # a neighbour, whose colour has a share in this ray too
-        found.extend(_of_colour(name, np.where(other, np.float32(0.0), along[:, c]), own[:, c], unit, fps))
+        if own[:, c].any():
+            other = solid > np.maximum(own[:, c] - SOLID, 0.0)  # a neighbour, whose colour has a share in this ray too
+            mine = np.where(other, np.float32(0.0), along[:, c])
+            found.extend(_of_colour(name, mine, edged(own[:, c], mine), unit, fps))
     return found
+
+
+def edged(own: Floats, along: Floats) -> Floats:
+    """`own`, and what lies beside its solid pixels, where codecs wash the colour out: (t h w) twice -> (t h w) in 0..1."""
+    _, h, w = own.shape
+    wide = np.pad(own > SOLID, ((0, 0), (1, 1), (1, 1)))
+    beside = np.any([wide[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=0)
+    return np.where(beside, np.clip(along, 0.0, 1.0), own)
 
 
 def _of_colour(name: str, along: Floats, own: Floats, unit: float, fps: float) -> list[SeenObject]:
