@@ -100,7 +100,7 @@ def read_objects(video: ArrayLike, fps: float) -> list[SeenObject]:
 
 
 def edged(own: Floats, along: Floats) -> Floats:
-    """`own`, and what lies beside its solid pixels, where codecs wash the colour out: (t h w) twice -> (t h w) in 0..1."""
+    """`own`, and what lies beside its solid pixels, where codecs wash the colour out -> (t h w) in 0..1."""
     _, h, w = own.shape
     wide = np.pad(own > SOLID, ((0, 0), (1, 1), (1, 1)))
     beside = np.any([wide[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=0)

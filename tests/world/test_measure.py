@@ -13,8 +13,8 @@ from mmdiff.metrics.sync import match
 from mmdiff.noise import rng
 from mmdiff.world import arcs
 from mmdiff.world.measure import background, read_objects
-from mmdiff.world.scene import COLOURS, SHAPES, SIZES, TIERS, Motion, Object, Scene, impacts, sample_scene
 from mmdiff.world.render import render
+from mmdiff.world.scene import COLOURS, SHAPES, SIZES, TIERS, Motion, Object, Scene, impacts, sample_scene
 
 CPU = TIERS["cpu"]
 MOTIONS = (
