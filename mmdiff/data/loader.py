@@ -7,10 +7,12 @@ resume is to begin at another position, and nothing is replayed.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Thread
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -138,15 +140,25 @@ def _packed(samples: Sequence[Sample | UserError]) -> Packed:
 
 def _noted(clips: Clips, packed: Packed) -> Batch:
     if isinstance(packed, UserError):
-        raise packed
+        try:
+            raise packed
+        finally:
+            del packed  # the error knows this frame: a circle that would keep the workers alive
     batch, skipped = packed
     clips.note(skipped)
     return batch
 
 
 def _begin_worker(_: int) -> None:
-    """A worker ends with its parent and by its word alone: signals to the whole group are for the parent to answer."""
+    """A worker ends at its parent's word or with its parent: signals to the whole group are the parent's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        Thread(target=_obey_parent, args=(os.getppid(),), daemon=True, name="obey").start()
+
+
+def _obey_parent(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
