@@ -9,7 +9,7 @@ bin := $(abspath $(VENV))/bin
 export PATH := $(bin):$(PATH)
 
 demo_run := runs/demo
-demo_data := data/sounding_objects_cpu
+demo_data := data/sounding_objects_demo
 shipped := $(wildcard checkpoints/sounding_objects_joint)
 prompts := configs/prompts/demo.txt
 free_port := import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1])
@@ -32,7 +32,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 demo: install
-	$(bin)/python datasets/sounding_objects/prepare.py --tier cpu --clips 2048 --out $(demo_data)
+	$(bin)/python datasets/sounding_objects/prepare.py --tier cpu --clips 4096 --out $(demo_data)
 	$(bin)/deepspeed --quiet --master_port $$($(bin)/python -c "$(free_port)") tools/train.py configs/sounding_objects/demo.yaml run=$(demo_run)
 	$(bin)/python tools/sample_video.py $(demo_run) --prompts $(prompts) --out $(demo_run)/clips/demo --scale 8
 ifneq ($(shipped),)

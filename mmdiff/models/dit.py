@@ -134,6 +134,8 @@ class Block(nn.Module):
     At initialisation both halves are the identity: modulation gates and the text output are zero.
     """
 
+    hot = ("attend", "feed")  # the methods that are worth compiling
+
     def __init__(
         self,
         width: int,

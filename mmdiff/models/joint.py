@@ -100,6 +100,7 @@ class JointDiT(nn.Module):
 class Bridge(nn.Module):
     """Sound reads picture and picture reads sound; gates start at zero, so the branches start independent."""
 
+    hot = ("forward",)  # the methods that are worth compiling
     read: Mapping[str, CrossModal]
 
     def __init__(self, video: int, audio: int, heads: int) -> None:

@@ -182,11 +182,20 @@ def make(run: Run, system: Any, ranks: Ranks) -> Engine:
             f"batch={run.batch} cannot be divided among {ranks.world} processes with accumulate={run.accumulate}. "
             f"Choose a batch that is a multiple of {ranks.world * run.accumulate}."
         )
+    if run.engine.compile:
+        compile_blocks(system)
     if not ranks.launched:
         return Torch(run, system, ranks)
     from mmdiff.train.zero import DeepSpeed
 
     return DeepSpeed(run, system, ranks)
+
+
+def compile_blocks(system: nn.Module) -> None:
+    """Compile the methods that modules name as `hot`; lengths of text that vary become dynamic by themselves."""
+    for module in system.modules():
+        for name in getattr(module, "hot", ()):
+            setattr(module, name, torch.compile(getattr(module, name)))
 
 
 def precision(wanted: str, device: torch.device) -> torch.dtype:

@@ -40,7 +40,7 @@ class DeepSpeed(Engine):
 
         tree = configure(run, ranks.world)
         self.stage = int(tree["zero_optimization"]["stage"])
-        refuse(run, self.stage, len(self.system.players()))
+        refuse(run, self.stage, self.system.players())
         self.micro = 0
         self.engines: dict[str, Any] = {}
         for name, module in self.system.players().items():
@@ -114,14 +114,19 @@ def _read(path: str) -> Tree:
     return tree
 
 
-def refuse(run: Run, stage: int, players: int) -> None:
+def refuse(run: Run, stage: int, players: dict[str, nn.Module]) -> None:
     """UserError for what cannot work."""
     if stage and run.optimizer.kind == "muon":
         raise UserError(
             f"optimizer.kind=muon orthogonalises whole matrices, which ZeRO stage {stage} cuts up. Use stage 0 "
             "(configs/deepspeed/zero0.json, or no engine.config), or optimizer.kind=adamw."
         )
-    if stage == 3 and players > 1:
-        raise UserError(f"A system with {players} players cannot be trained under ZeRO stage 3. Use stage 2 or lower.")
+    if stage == 3 and len(players) > 1:
+        raise UserError(f"A system of {len(players)} players cannot be trained under ZeRO stage 3. Use a lower stage.")
+    frozen = [n for module in players.values() for n, p in module.named_parameters() if not p.requires_grad]
+    if stage == 3 and frozen:
+        raise UserError(
+            f"ZeRO stage 3 would cut up the frozen parameter {frozen[0]}, which it cannot save. Use stage 2."
+        )
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{run.engine.config}: zero_optimization.stage is {stage}, but must be 0, 1, 2 or 3.")

@@ -1,0 +1,40 @@
+"""A run as something to give away: averaged weights in one safetensors file beside the config that rebuilds the system."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmdiff.errors import UserError
+from mmdiff.train import snapshot
+from mmdiff.train.checkpoint import load_weights
+
+
+def export(run: str | Path, out: str | Path, *, half: bool = False) -> Path:
+    """Write OUT/model.safetensors and OUT/config.yaml from the newest sound checkpoint -> the weights' path.
+
+    `half` stores matrices as float16, which halves the file; they are float32 again once loaded. Raises UserError
+    where RUN is not a run, or a weight does not fit into float16.
+    """
+    weights, step, digest = load_weights(run)
+    target = Path(out)
+    target.mkdir(parents=True, exist_ok=True)
+    stored = {name: (_halved(name, w) if half else w).contiguous() for name, w in weights.items()}
+    save_file(stored, target / snapshot.MODEL, metadata={"step": str(step), "source": digest})
+    shutil.copyfile(Path(run) / "config.yaml", target / "config.yaml")
+    (target / snapshot.MODEL).chmod(0o644)  # safetensors makes it private
+    return target / snapshot.MODEL
+
+
+def _halved(name: str, weight: Tensor) -> Tensor:
+    """Learned matrices in float16; gains, biases and the statistics of codecs keep their precision."""
+    if weight.dtype != torch.float32 or weight.ndim < 2 or name.startswith("autoencoders"):
+        return weight
+    small = weight.half()
+    if not small.isfinite().all():
+        raise UserError(f"{name} holds values beyond float16; export it without --half.")
+    return small
