@@ -86,11 +86,11 @@ def _check_widths(route: str, found: Sequence[Tensor]) -> None:
 class Text(nn.Module):
     """A small transformer over pieces of the caption, trained with the model: any language, no vocabulary file.
 
-    A piece is a space and the bytes of a word, PIECE at most (a longer word is several), and its embedding is a two-layer
-    function of its UTF-8 bytes in their places: as exact as bytes, at an eighth of their number. tokens (b l width), mask
-    (b l), vector (b width); l is the longest of the batch rounded up to a multiple of 8, at most `length`. The
-    beginning is a token of its own, so the empty text is a text too. A caption that does not fit is cut between two
-    pieces, and the first one is named in a warning.
+    A piece is a space and the bytes of a word, PIECE at most (a longer word is several), and its embedding is a
+    two-layer function of its UTF-8 bytes in their places: as exact as bytes, at an eighth of their number.
+    tokens (b l width), mask (b l), vector (b width); l is the longest of the batch rounded up to a multiple of 8, at
+    most `length`. The beginning is a token of its own, so the empty text is a text too. A caption that does not fit is
+    cut between two pieces, and the first one is named in a warning.
     """
 
     def __init__(self, *, width: int, depth: int = 2, heads: int = 3, length: int = 64) -> None:

@@ -1,4 +1,4 @@
-"""Make an embedded data set when a config asks for one that is not there yet, so that a first try needs no other step."""
+"""Make an embedded data set when a config asks for one that is not there, so that a first try needs no other step."""
 
 from __future__ import annotations
 
@@ -35,4 +35,5 @@ def _make(wanted: Prepare, path: Path) -> None:
     script = DATASETS / wanted.dataset / "prepare.py"
     command = [sys.executable, str(script), "--tier", wanted.tier, "--clips", str(wanted.clips), "--out", str(path)]
     if subprocess.run(command, check=False).returncode:
-        raise UserError(f"Could not make the data set {path}; the message above says why. The command: {' '.join(command)}")
+        said = " ".join(command)
+        raise UserError(f"Could not make the data set {path}; the message above says why. The command: {said}")

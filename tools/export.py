@@ -10,7 +10,7 @@ from mmdiff.errors import run_tool
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line; torch is not imported yet, so --help answers at once."""
-    parser = argparse.ArgumentParser(description="Write a run's averaged weights and config into a folder of their own.")
+    parser = argparse.ArgumentParser(description="Write a run's averaged weights and config into a folder.")
     parser.add_argument("run", help="the run folder")
     parser.add_argument("out", help="the folder for model.safetensors and config.yaml; sample_video.py takes it as RUN")
     parser.add_argument("--half", action="store_true", help="store matrices as float16: half the size")

@@ -1,4 +1,4 @@
-"""A run as something to give away: averaged weights in one safetensors file beside the config that rebuilds the system."""
+"""A run as something to give away: its averaged weights in one file, beside the config that rebuilds the system."""
 
 from __future__ import annotations
 

@@ -150,11 +150,13 @@ def test_a_json_that_contradicts_the_run_is_an_error_that_names_the_key(tmp_path
 
 
 def test_impossible_combinations_are_refused():
-    run = fakes.Run("run")
+    run, one = fakes.Run("run"), fakes.System().players()
     with pytest.raises(UserError, match="must be 0, 1, 2 or 3"):
-        zero.refuse(run, 4, 1)
+        zero.refuse(run, 4, one)
     with pytest.raises(UserError, match="2 players"):
-        zero.refuse(run, 3, 2)
+        zero.refuse(run, 3, one | {"other": fakes.Net()})
+    with pytest.raises(UserError, match="frozen parameter scale|frozen parameter frozen"):
+        zero.refuse(run, 3, {"codec": fakes.Codec()})
 
 
 def test_the_shipped_configs_are_accepted():
