@@ -20,13 +20,12 @@ def main() -> int:
     parser.add_argument("config", help="a YAML file, such as configs/sounding_objects/smoke.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as optimizer.lr=1e-3")
     parser.add_argument("--deepspeed_config", metavar="JSON", help="the same as engine.config=JSON")
-    parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)  # the launcher says so anyway
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # and this, beside the environment
+    parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)  # launchers may say these two
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
-    if args.deepspeed_config:
-        args.overrides.append(f"engine.config={args.deepspeed_config}")
+    named = [f"engine.config={args.deepspeed_config}"] if args.deepspeed_config else []
     try:
-        return train(args.config, args.overrides)
+        return train(args.config, args.overrides + named)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0" or getattr(error, "own", False):
             print(f"error: {error}", file=sys.stderr)
@@ -47,8 +46,8 @@ def train(config: str, overrides: list[str]) -> int:
         follow_launcher()
     prepare.prepare(run, rank=ranks.rank)
     held_out = build.make(build.overlay(run.data, run.held_out or {}))
-    data, system = build.make(run.data), build.make_system(run)
-    return fit(run, config=tree, system=system, train=data, held_out=held_out, ranks=ranks, stop=stop)
+    parts = {"system": build.make_system(run), "train": build.make(run.data), "held_out": held_out}
+    return fit(run, config=tree, **parts, ranks=ranks, stop=stop)
 
 
 if __name__ == "__main__":
