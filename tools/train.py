@@ -45,9 +45,9 @@ def train(config: str, overrides: list[str]) -> int:
     if ranks.launched:
         follow_launcher()
     prepare.prepare(run, rank=ranks.rank)
-    held_out = build.make(build.overlay(run.data, run.held_out or {}))
-    parts = {"system": build.make_system(run), "train": build.make(run.data), "held_out": held_out}
-    return fit(run, config=tree, **parts, ranks=ranks, stop=stop)
+    data = build.make(run.data)
+    held_out = data if run.held_out is None else build.make(build.overlay(run.data, run.held_out))
+    return fit(run, config=tree, system=build.make_system(run), train=data, held_out=held_out, ranks=ranks, stop=stop)
 
 
 if __name__ == "__main__":
