@@ -266,5 +266,12 @@ def load(path: str | Path, *, ema: bool = True, device: str = "cpu") -> tuple[An
     tree = read(folder / "config.yaml")
     system = make_system(parse(tree))
     state, step, digest = load_weights(folder, ema=ema)
-    system.load_state_dict(state)
+    first = first_names(system)
+    system.load_state_dict(state | {name: state[first[name]] for name in first})
     return system.eval().requires_grad_(False).to(device), tree, {"step": step, "hash": digest}
+
+
+def first_names(system: Any) -> dict[str, str]:
+    """Parameter -> the first name of the same object: shared parameters are averaged and exported under that one."""
+    seen: dict[int, str] = {}
+    return {name: seen.setdefault(id(p), name) for name, p in system.named_parameters(remove_duplicate=False)}

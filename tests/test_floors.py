@@ -21,7 +21,7 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
     **dict.fromkeys(["systems", "metrics"], 3),
     **dict.fromkeys(["train"], 4),
     **dict.fromkeys(["build.py"], 5),
-    **dict.fromkeys(["generate.py", "prepare.py"], 6),
+    **dict.fromkeys(["export.py", "generate.py", "prepare.py"], 6),
     **dict.fromkeys(["report"], 7),
 }
 OPEN = {"__init__.py", "errors.py", "batch.py", "progress.py"}

@@ -20,7 +20,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Parse, write, print the path."""
     args = parse(argv)
-    from mmdiff.train.export import export
+    from mmdiff.export import export
 
     print(export(args.run, args.out, half=args.half))
 

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmdiff import build, config
 from mmdiff.errors import UserError
-from mmdiff.train import snapshot
-from mmdiff.train.checkpoint import load_weights
 
 
 def export(run: str | Path, out: str | Path, *, half: bool = False) -> Path:
     """Write OUT/model.safetensors and OUT/config.yaml from the newest sound checkpoint -> the weights' path.
 
-    `half` stores matrices as float16, which halves the file; they are float32 again once loaded. Raises UserError
-    where RUN is not a run, or a weight does not fit into float16.
+    A tensor that parts share is stored once. `half` stores matrices as float16, which halves the file; they are float32
+    again once loaded. Raises UserError where RUN is not a run, or a weight does not fit into float16.
     """
-    weights, step, digest = load_weights(run)
+    system, tree, facts = build.load(run)
+    first = build.first_names(system)
+    weights = {name: w for name, w in system.state_dict().items() if first.get(name, name) == name}
     target = Path(out)
     target.mkdir(parents=True, exist_ok=True)
     stored = {name: (_halved(name, w) if half else w).contiguous() for name, w in weights.items()}
-    save_file(stored, target / snapshot.MODEL, metadata={"step": str(step), "source": digest})
-    shutil.copyfile(Path(run) / "config.yaml", target / "config.yaml")
-    (target / snapshot.MODEL).chmod(0o644)  # safetensors makes it private
-    return target / snapshot.MODEL
+    path = target / "model.safetensors"
+    save_file(stored, path, metadata={"step": str(facts["step"]), "source": facts["hash"]})
+    path.chmod(0o644)  # safetensors makes it private
+    (target / "config.yaml").write_text(config.dump(tree), encoding="utf-8")
+    return path
 
 
 def _halved(name: str, weight: Tensor) -> Tensor:
