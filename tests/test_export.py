@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from mmdiff import build, config, noise
 from mmdiff.errors import UserError
+from mmdiff.export import export
 from mmdiff.models.dit import DiT
 from mmdiff.train.engine import compile_blocks
-from mmdiff.export import export
 
 
 def test_hot_methods_trace_as_whole_graphs_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
