@@ -109,8 +109,11 @@ def _steps(clips: Clips, positions: _Positions, workers: int) -> Iterator[tuple[
             generator=noise.generator(0),  # it would draw from the global one otherwise
         )
     )
-    for step in range(positions.start_step, positions.steps):
-        yield step, [_noted(clips, next(batches)) for _ in range(positions.accumulate)]
+    try:
+        for step in range(positions.start_step, positions.steps):
+            yield step, [_noted(clips, next(batches)) for _ in range(positions.accumulate)]
+    finally:
+        del batches  # ends the workers now; an error's traceback would keep them alive with this frame
 
 
 @dataclass(frozen=True)
