@@ -1,5 +1,5 @@
 # make install   an environment of its own in $(VENV)
-# make demo      from nothing to runs/demo/report.html, in at most 15 minutes on 2 cores; again: it continues
+# make demo      from nothing to runs/demo/report.html; again: it continues
 # make test      style, types and tests, as .ci/run runs them
 
 VENV ?= .venv
