@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,22 +116,20 @@ def run(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
     """Manifest rows in the order of the jobs, with a bar that tells the time left."""
     import multiprocessing
 
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from mmdiff.progress import bar
 
-    columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    if workers == 1:
-        with Progress(*columns) as bar:
-            yield from bar.track(map(write, jobs), total=len(jobs))
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread) as pool, Progress(*columns) as bar:
-        yield from bar.track(pool.imap(write, jobs, chunksize=8), total=len(jobs))
+    with bar("clips", total=len(jobs)) as advance:
+        if workers == 1:
+            yield from _counted(map(write, jobs), advance)
+            return
+        with multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread) as pool:
+            yield from _counted(pool.imap(write, jobs, chunksize=8), advance)
+
+
+def _counted(rows: Iterable[dict[str, Any]], advance: Callable[[float], None]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        advance(1)
+        yield row
 
 
 def _one_thread() -> None:
