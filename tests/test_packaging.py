@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -15,11 +16,7 @@ import mmdiff
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "deepspeed", "omegaconf", "av", "decord", "rich", "torchaudio", "transformers")
 # import name -> what pyproject.toml calls it
-DECLARED = {
-    name.split(">")[0].split("=")[0].split(";")[0].strip().lower()
-    for text in metadata.requires("mmdiff") or ()
-    for name in [text]
-}
+DECLARED = {re.match(r"[\w.-]+", text)[0].lower() for text in metadata.requires("mmdiff") or ()}
 
 
 def test_the_version_is_written_once():
