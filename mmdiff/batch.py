@@ -22,6 +22,7 @@ class Batch(TypedDict, total=False):
     rate: int  # audio samples per second, the same for the whole batch
     valid: dict[str, Tensor]  # "video", "audio" -> (b,) bool
     id: list[str]  # b stable names; with the seed and the step they determine every random draw
+    shape: ClipShape  # of clips that are still to be made
 
 
 class Cond(TypedDict, total=False):
@@ -31,6 +32,7 @@ class Cond(TypedDict, total=False):
     mask: Tensor  # (b l) bool, True where a token is real
     vector: Tensor  # (b d) added to the time embedding
     concat: Tensor  # (b c ...) concatenated to the input's channels
+    shapes: dict[str, tuple[int, ...]]  # modality -> shape of one clip's latent
     seconds: dict[str, Tensor]  # modality -> (b t) midpoint in seconds of every latent time step
     valid: dict[str, Tensor]  # modality -> (b,) bool
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from mmdiff.batch import Batch
+from mmdiff.batch import Batch, ClipShape
 
 Logs = dict[str, Tensor]  # detached scalars
 Report = Callable[[int, int], None]  # (steps done, steps in all)
@@ -48,9 +48,20 @@ class System(nn.Module):
 
     @abstractmethod
     def generate(
-        self, batch: Batch, *, seed: int, steps: int, sampler: str, guidance: float, report: Report | None = None
+        self,
+        batch: Batch,
+        *,
+        seed: int,
+        steps: int,
+        sampler: str,
+        guidance: float,
+        shape: ClipShape | None = None,
+        report: Report | None = None,
     ) -> Batch:
-        """Clips for batch["text"], named by batch["id"]; an id and a seed give the same clip in any batch."""
+        """Clips for batch["text"], named by batch["id"]; an id and a seed give the same clip in any batch.
+
+        `shape` None makes clips of the shape that the system was built for.
+        """
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Take from data what is not learned by gradients (statistics of a codec); nothing by default."""

@@ -22,6 +22,8 @@ from mmdiff.guidance import cfg
 from mmdiff.sampling import SAMPLERS, start, uniform
 from mmdiff.systems.base import Autoencoder, Logs, Report, System
 
+UNSAID = Batch()  # of which nothing is known but what the system says of all
+
 
 class Diffusion(System):
     """A denoiser, its conditioner and its autoencoder. Latents are whatever the autoencoder makes, (b c ...)."""
@@ -57,7 +59,7 @@ class Diffusion(System):
     def loss(self, batch: Batch, *, seed: int, step: int, player: str = "learner") -> tuple[Tensor, Logs]:
         """Mean over the batch; a modality that a clip lacks adds exactly zero to the loss and to every gradient."""
         ids, device = batch["id"], self.device
-        t = self.draw_times(draws.uniform(keys=draws.keys(seed, "time", step, ids), device=device))
+        t = self.draw_times(draws.uniform(keys=draws.keys(seed, "time", step, ids), device=device), batch)
         drop = draws.uniform(keys=draws.keys(seed, "drop", step, ids)) < self.drop
         errors = self.errors(dropped(batch, drop), t=t, keys=draws.keys(seed, "noise", step, ids))
         return self.weigh(errors, batch["valid"])
@@ -67,7 +69,7 @@ class Diffusion(System):
         with torch.no_grad():
             x0 = self.encode(batch)  # (b c ...)
         noise = draws.normal(x0.shape[1:], keys=keys, device=x0.device)
-        return self.split(self.denoiser.errors(x0, self.condition(batch), t=t, noise=noise))
+        return self.split(self.denoiser.errors(x0, self.condition(batch), t=t, noise=noise), batch)
 
     def weigh(self, errors: dict[str, Tensor], valid: dict[str, Tensor]) -> tuple[Tensor, Logs]:
         """Sum of the modalities' losses; logs are means over the clips that have the modality."""
@@ -100,14 +102,15 @@ class Diffusion(System):
         steps: int = 25,
         sampler: str = "euler",
         guidance: float = 1.0,
+        shape: ClipShape | None = None,
         report: Report | None = None,
     ) -> Batch:
-        """batch needs "text" and "id"; everything else about the clips is the system's shape."""
+        """batch needs "text" and "id"; everything else about the clips is in `shape`, or else the system's own."""
         if sampler not in SAMPLERS:
             raise UserError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-        batch = self.blank(batch)
+        batch = self.blank(batch, shape)
         times, process = self.grid(steps), self.denoiser.process
-        x = draws.normal(self.latent_shape(), keys=draws.keys(seed, "start", 0, batch["id"]), device=self.device)
+        x = draws.normal(self.latent_shape(batch), keys=draws.keys(seed, "start", 0, batch["id"]), device=self.device)
         denoise = cfg(self.denoise(batch), self.denoise(emptied(batch)), scale=guidance)
         x = start(x, process=process, times=times)
         fresh = self._fresh(sampler, x, batch, seed)
@@ -119,19 +122,20 @@ class Diffusion(System):
         cond = self.condition(batch)
         return lambda x, t: self.denoiser(x, t, cond)
 
-    def blank(self, batch: Batch) -> Batch:
+    def blank(self, batch: Batch, shape: ClipShape | None = None) -> Batch:
         """A batch that names clips and describes them, completed by what the shape says about all of them."""
-        b, shape = len(batch["text"]), self.shape
+        b, shape = len(batch["text"]), shape or self.shape
+        fps, ids = torch.full((b,), shape.fps), batch.get("id") or [str(i) for i in range(b)]
         everywhere = {name: torch.ones(b, dtype=torch.bool) for name in self.autoencoders}
-        ids = batch.get("id") or [str(i) for i in range(b)]
-        return Batch(text=batch["text"], id=ids, fps=torch.full((b,), shape.fps), rate=shape.rate, valid=everywhere)
+        return Batch(text=batch["text"], id=ids, fps=fps, rate=shape.rate, valid=everywhere, shape=shape)
 
     def condition(self, batch: Batch) -> Cond:
-        """The conditioner's routes, plus the clock of the latents and which modalities are there."""
+        """The conditioner's routes, plus shape and clock of the latents and which modalities are there."""
         cond = self.learner["conditioner"](batch)
         device = self.device
         return Cond(
             **cond,
+            shapes=self.latent_shapes(batch),
             seconds={name: s.to(device) for name, s in self.seconds(batch).items()},
             valid={name: v.to(device) for name, v in batch["valid"].items()},
         )
@@ -148,7 +152,7 @@ class Diffusion(System):
         ((name, codec),) = self.codecs.items()
         return cast(Batch, {**batch, name: decode_with(codec, x, keys)})
 
-    def split(self, errors: Tensor) -> dict[str, Tensor]:
+    def split(self, errors: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Errors (b c ...) -> name: (b,)."""
         return dict.fromkeys(self.autoencoders, errors.flatten(1).mean(1))
 
@@ -156,19 +160,21 @@ class Diffusion(System):
         """The share of a modality in the loss."""
         return 1.0
 
-    def latent_shapes(self) -> dict[str, tuple[int, ...]]:
-        """name -> shape of one clip's latent."""
-        clip = {"video": (3, self.shape.frames, *self.shape.size), "audio": (1, self.shape.samples)}
-        return {name: tuple(a.grid(clip[name])) for name, a in self.codecs.items()}
+    def latent_shapes(self, batch: Batch = UNSAID) -> dict[str, tuple[int, ...]]:
+        """name -> shape of one clip's latent: of the batch's clips, of the shape it asks for, or of the system's."""
+        shape = batch.get("shape", self.shape)
+        clip = {"video": (3, shape.frames, *shape.size), "audio": (1, shape.samples)}
+        held = {name: tuple(clips(batch, name).shape[1:]) for name in self.codecs if name in batch}
+        return {name: tuple(a.grid(held.get(name, clip[name]))) for name, a in self.codecs.items()}
 
-    def latent_shape(self) -> tuple[int, ...]:
+    def latent_shape(self, batch: Batch = UNSAID) -> tuple[int, ...]:
         """The shape of one sample as the denoiser sees it."""
-        return next(iter(self.latent_shapes().values()))
+        return next(iter(self.latent_shapes(batch).values()))
 
     def seconds(self, batch: Batch) -> dict[str, Tensor]:
         """name -> (b t) midpoints of the latent time steps, by each clip's own rate."""
         rates = {"video": batch["fps"].tolist(), "audio": [batch["rate"]] * len(batch["text"])}
-        shapes = self.latent_shapes()
+        shapes = self.latent_shapes(batch)
         return {
             name: torch.stack([a.seconds(shapes[name][1], rate=rate) for rate in rates[name]]).float()
             for name, a in self.codecs.items()
@@ -191,9 +197,9 @@ class Diffusion(System):
         """Where the parameters are."""
         return next(self.learner.parameters()).device
 
-    def draw_times(self, u: Tensor) -> Tensor:
+    def draw_times(self, u: Tensor, batch: Batch = UNSAID) -> Tensor:
         """Uniforms (b,) -> times (b,), by the denoiser's draw and the number of latent positions."""
-        tokens = sum(math.prod(shape[1:]) for shape in self.latent_shapes().values())
+        tokens = sum(math.prod(shape[1:]) for shape in self.latent_shapes(batch).values())
         return self.denoiser.draw(u, tokens=tokens)
 
     def _fresh(self, sampler: str, x: Tensor, batch: Batch, seed: int) -> dict[str, Callable[[int], Tensor]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmdiff.batch import Batch, ClipShape, Cond
 from mmdiff.denoiser import Denoiser
 from mmdiff.sampling import uniform
-from mmdiff.systems.diffusion import Diffusion, clips, decode_with
+from mmdiff.systems.diffusion import UNSAID, Diffusion, clips, decode_with
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -41,7 +41,7 @@ class Joint(Diffusion):
         )
         self.autoencoders["audio"] = audio
         self.weights = weights or {}
-        denoiser.net = Door(denoiser.net, self.latent_shapes())
+        denoiser.net = Door(denoiser.net)
 
     def encode(self, batch: Batch) -> Tensor:
         """Clips -> (b n), video first; a modality that a clip lacks is zero."""
@@ -53,31 +53,32 @@ class Joint(Diffusion):
         return pack(latents)
 
     def decode(self, x: Tensor, batch: Batch, *, keys: Sequence[int]) -> Batch:
-        parts = unpack(x, self.latent_shapes())
+        parts = unpack(x, self.latent_shapes(batch))
         decoded = {name: decode_with(self.codecs[name], z, keys) for name, z in parts.items()}
         return cast(Batch, {**batch, **decoded})
 
-    def split(self, errors: Tensor) -> dict[str, Tensor]:
-        return {name: e.flatten(1).mean(1) for name, e in unpack(errors, self.latent_shapes()).items()}
+    def split(self, errors: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {name: e.flatten(1).mean(1) for name, e in unpack(errors, self.latent_shapes(batch)).items()}
 
     def weight(self, name: str) -> float:
         return self.weights.get(name, 1.0)
 
-    def latent_shape(self) -> tuple[int, ...]:
-        return (sum(math.prod(shape) for shape in self.latent_shapes().values()),)
+    def latent_shape(self, batch: Batch = UNSAID) -> tuple[int, ...]:
+        return (sum(math.prod(shape) for shape in self.latent_shapes(batch).values()),)
 
 
 class Door(nn.Module):
-    """Unpack (b n) for a network of named modalities, and pack what it answers."""
+    """Unpack (b n) for a network of named modalities, as the condition says its shapes, and pack what it answers."""
 
-    def __init__(self, net: nn.Module, shapes: Shapes) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net, self.shapes = net, shapes
+        self.net = net
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """x (b n); t (b,), or (b n) where entries have a time of their own."""
-        times = dict.fromkeys(self.shapes, t) if t.ndim == 1 else unpack(t.expand_as(x), self.shapes)
-        return pack(self.net(unpack(x, self.shapes), times, cond))
+        shapes = cond["shapes"]
+        times = dict.fromkeys(shapes, t) if t.ndim == 1 else unpack(t.expand_as(x), shapes)
+        return pack(self.net(unpack(x, shapes), times, cond))
 
 
 def pack(parts: dict[str, Tensor]) -> Tensor:

@@ -247,3 +247,21 @@ def test_ids_may_be_left_out() -> None:
 def test_an_unknown_sampler_is_named() -> None:
     with pytest.raises(UserError, match="no sampler 'dopri'; choose one of euler"):
         dream(system(), [0], sampler="dopri")
+
+
+@pytest.mark.parametrize("shape", [ClipShape(1, 8.0, (4, 4), 32), ClipShape(6, 12.0, (8, 2), 32)])
+def test_a_clip_may_be_asked_for_in_any_shape(shape: ClipShape) -> None:
+    """Its positions are seconds, so a clip at twice the rate has half the distance between its frames."""
+    parts, asked = system(), Batch(text=TEXTS[:2], id=["a", "b"])
+    made = parts.generate(asked, seed=0, steps=2, guidance=2.0, shape=shape)
+    assert made["video"].shape == (2, 3, shape.frames, *shape.size) and made["fps"].tolist() == [shape.fps] * 2
+    seconds = parts.condition(parts.blank(asked, shape))["seconds"]["video"]
+    torch.testing.assert_close(seconds[0], (torch.arange(shape.frames) + 0.5) / shape.fps)
+
+
+def test_the_loss_takes_the_shape_of_its_clips() -> None:
+    parts, clips = system(draw=Shifted(LogitNormal(), base=16)), batch([0, 1])
+    clips["video"] = noise.normal((3, 2, 8, 4), keys=[0, 1])
+    assert parts.latent_shapes(clips) == {"video": (3, 2, 8, 4)} and parts.loss(clips, seed=0, step=0)[0].isfinite()
+    u = torch.linspace(0.05, 0.95, 9)
+    torch.testing.assert_close(parts.draw_times(u, clips), Shifted(LogitNormal(), base=16)(u, tokens=2 * 8 * 4))

@@ -191,3 +191,12 @@ def test_the_state_comes_back() -> None:
         p.data.zero_()
     other.load_state_dict(parts.state_dict())
     assert torch.equal(dream(other, [0])["video"], dream(parts, [0])["video"])
+
+
+def test_both_modalities_follow_the_shape_that_is_asked_for() -> None:
+    parts, longer = system(), ClipShape(frames=8, fps=8.0, size=(4, 8), rate=32)
+    made = parts.generate(Batch(text=["a"], id=["a"]), seed=0, steps=2, shape=longer)
+    assert made["video"].shape == (1, 3, 8, 4, 8) and made["audio"].shape == (1, 1, 32)
+    clips = batch([0, 1])
+    clips["video"], clips["audio"] = clips["video"].repeat(1, 1, 2, 1, 1), clips["audio"].repeat(1, 1, 2)
+    assert parts.loss(clips, seed=0, step=0)[0].isfinite()
