@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty
@@ -28,7 +28,8 @@ from mmdiff.sampling import SAMPLERS
 from mmdiff.train.settings import Sample
 
 FIRST_BATCH = {"cuda": 64, "cpu": 8}
-Work = tuple[str, list["Job"], str, "Settings", int | None, str]  # the arguments of _work but the last
+Write = Callable[..., Path]  # (clips, row, job, out, *, settings, facts) -> path; see `write`
+Work = tuple[str, list["Job"], str, "Settings", int, str, Write]  # the arguments of _work but the last
 CHOICES = ("steps", "guidance", "sampler")
 
 
@@ -103,15 +104,45 @@ def sample_prompts(
     `devices` empty takes every GPU, or the CPU where there is none. Raises UserError for what the user can mend.
     """
     jobs = plan(prompts, number)
+    return sample_jobs(run, jobs, out=out, settings=settings, batch=batch, devices=devices, progress=progress)
+
+
+def sample_jobs(
+    run: str | Path,
+    jobs: Sequence[Job],
+    *,
+    out: str | Path,
+    settings: Settings,
+    batch: int | None = None,
+    devices: Sequence[str] = (),
+    progress: bool = True,
+    label: str = "clips",
+    keep: Write | None = None,
+) -> list[Path]:
+    """`sample_prompts` for planned jobs: `keep` (a function of a module; default `write`) puts each clip into `out`.
+
+    Devices take turns by whole batches, so that the same jobs, batch and devices make the same batches again.
+    """
     _writable(Path(out))
     chosen = list(devices) or default_devices()
     for name in chosen:
         _exists(name)
-    shares = [jobs[rank :: len(chosen)] for rank in range(len(chosen))]
-    work = [(str(run), share, str(out), settings, batch, name) for share, name in zip(shares, chosen) if share]
-    with bar("clips", total=len(jobs), show=progress) as advance:
+    size = batch or batch_size(len(jobs), chosen)
+    batches = [jobs[i : i + size] for i in range(0, len(jobs), size)]
+    shares = [[job for part in batches[rank :: len(chosen)] for job in part] for rank in range(len(chosen))]
+    work: list[Work] = [
+        (str(run), share, str(out), settings, size, name, keep or write)
+        for share, name in zip(shares, chosen)
+        if share
+    ]
+    with bar(label, total=len(jobs), show=progress) as advance:
         made = _work(*work[0], advance) if len(work) == 1 else _spread(work, advance)
     return [path for _, path in sorted(made)]
+
+
+def batch_size(jobs: int, devices: Sequence[str]) -> int:
+    """A first guess at how many clips fit at once, no more than a device's share."""
+    return max(1, min(FIRST_BATCH.get(torch.device(devices[0]).type, 8), -(-jobs // len(devices))))
 
 
 def plan(prompts: Sequence[str], number: int) -> list[Job]:
@@ -157,7 +188,7 @@ def _writable(out: Path) -> None:
 
 
 def _work(
-    run: str, jobs: list[Job], out: str, settings: Settings, batch: int | None, device: str, advance: Advance
+    run: str, jobs: list[Job], out: str, settings: Settings, batch: int, device: str, keep: Write, advance: Advance
 ) -> list[tuple[int, Path]]:
     """Load the run on one device and make its share of the clips -> (index, path) pairs."""
     system, config, info = build.load(run, ema=settings.ema, device=device)
@@ -166,7 +197,7 @@ def _work(
     made = []
     for share, clips in generate(system, jobs, settings=settings, batch=batch, device=device, advance=advance):
         for row, job in enumerate(share):
-            made.append((job.index, write(clips, row, job, Path(out), settings=settings, facts=facts)))
+            made.append((job.index, keep(clips, row, job, Path(out), settings=settings, facts=facts)))
     return made
 
 

@@ -22,7 +22,8 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
     **dict.fromkeys(["train"], 4),
     **dict.fromkeys(["build.py"], 5),
     **dict.fromkeys(["export.py", "generate.py", "prepare.py"], 6),
-    **dict.fromkeys(["report"], 7),
+    **dict.fromkeys(["evaluate"], 7),
+    **dict.fromkeys(["report"], 8),
 }
 OPEN = {"__init__.py", "errors.py", "batch.py", "progress.py"}
 ONLY_IN = {  # a package, and the files or folders that may import it
