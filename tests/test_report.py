@@ -13,7 +13,7 @@ import torch
 
 from mmdiff.errors import UserError
 from mmdiff.generate import Job, Settings, write
-from mmdiff.report import figures, gallery, learning, scores, write_report
+from mmdiff.report import evaluation, figures, gallery, learning, scores, write_report
 from mmdiff.world.clip import make_clip
 from mmdiff.world.things import TIERS
 
@@ -138,21 +138,30 @@ def test_log_mel_is_loudest_at_the_band_and_the_time_of_a_tone():
     assert picture.mean(1).argmax() < len(picture) / 2 and gallery.log_mel(0 * tone, rate=rate).max() == 0
 
 
-def test_the_table_has_a_row_for_the_truth_and_for_every_null():
-    clips = [scene(index) for index in range(8)]
-    truth = [(c.video, c.audio, float(c.tier.fps), c.tier.rate) for c in clips]
-    prompts = [c.captions[0].text for c in clips]
-    cheats = scores.nulls(truth, prompts, training=(truth[1:], prompts[1:]), seed=0)
-    rows = scores.measure([], truth, prompts, cheats=cheats, seed=0, progress=False)
-    assert set(rows) == {"ground truth"} | {f"null: {name}" for name in cheats} and len(cheats) > 6
-    assert rows["ground truth"]["facts"]["value"] == 1 and rows["null: silent"]["sync_f1"]["value"] == 0
-    text = scores.table(rows, ["ground truth"])
-    assert text.count("<tr") == len(rows) + 1 and text.count("class=model") == 1
+def result(value: float = 0.5) -> dict:
+    entry = {"value": value, "low": None, "high": None, "n": 3}
+    rows = {name: {"facts": entry, "sync_cost_ms": entry | {"value": None}} for name in ("oracle", "codec", "model")}
+    protocol = {"n": 3, "split": "iid", "seeds": [1], "run": HOSTILE, "checkpoint": {"step": 5}, "cautions": ["few"]}
+    return {"protocol": protocol, "rows": rows | {"silent": rows["model"]}, "per_clip": {}, "nearest": []}
 
 
-def test_clips_survive_the_way_to_a_batch_and_back():
-    truth = [(c.video, c.audio, float(c.tier.fps), c.tier.rate) for c in map(scene, range(2))]
-    batch = scores.as_batch(truth)
-    for row, clip in enumerate(truth):
-        video, audio, fps, rate = scores.as_clip(batch, row)
-        assert (video == clip[0]).all() and (audio == clip[1]).all() and (fps, rate) == clip[2:]
+def test_the_table_names_anchors_and_nulls_and_leaves_out_what_no_row_knows():
+    text = scores.table(result()["rows"], scores.COLUMNS)
+    assert text.count("<tr") == 5 and text.count("class=model") == 1 and "sync cost" not in text
+    assert "ground truth, through the codec" in text and "null: silent" in text
+    assert "Caution: few" in scores.note(result()["protocol"])
+
+
+def test_two_models_share_one_table():
+    both = scores.merged({"a": result(0.1), "b": result(0.2)})
+    assert list(both["rows"]) == ["oracle", "codec of a", "a", "codec of b", "b", "silent"]
+    assert both["rows"]["b"]["facts"]["value"] == 0.2 and both["protocol"]["run"] == ["a", "b"]
+
+
+def test_an_evaluation_is_a_page_with_nearest_pairs_and_no_markup_of_strangers():
+    one = scene(0)
+    clip = (one.video, one.audio, 8.0, 8000)
+    kinds = ("video", "audio")
+    looked = [(clip, clip, {"clip": 0, "training": 7, "modality": kind, "distance": 0.25}) for kind in kinds]
+    text = evaluation.render(result(), looked, title=HOSTILE)
+    assert "<script>" not in text and text.count("training clip 7") == 2 and "distance 0.25" in text

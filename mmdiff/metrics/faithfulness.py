@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -21,6 +21,7 @@ from mmdiff.world.measure import SeenObject, read_objects
 from mmdiff.world.things import Facts, ObjectFacts
 
 FIELDS = ("colour", "shape", "size", "direction", "bounces", "timbre")
+JUDGED = ("count", "colour_count", *FIELDS)
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,14 @@ def score_clip(video: ArrayLike, audio: ArrayLike, *, fps: float, rate: int, fac
     return compare(read(video, audio, fps=fps, rate=rate), facts)
 
 
-def compare(reading: Reading, facts: Facts) -> dict[str, bool | None]:
+def compare(reading: Reading, facts: Facts, *, judged: Collection[str] = JUDGED) -> dict[str, bool | None]:
     """Whether each kind of fact holds for all stated objects; None where the caption states none of that kind.
 
     count: as many objects as stated; colour: every stated colour is there; colour_count: both, and no other colour;
     shape, size, bounces: of every object that has one stated; direction: the kind of motion and, where stated, the way;
     timbre: of the sounds at the object's impacts (all sounds if it is the only one), by majority; facts: all of these.
-    An object that is not there fails every fact stated about it.
+    An object that is not there fails every fact stated about it. Kinds outside `judged` are not judged (a picture alone
+    has no timbre); where no motion is judged, the timbre holds if all stated ones and no others are heard.
     """
     seen = assign(reading.objects, facts)
     named = Counter(one.colour for one in facts), Counter(thing.colour for thing in reading.objects)
@@ -69,7 +71,11 @@ def compare(reading: Reading, facts: Facts) -> dict[str, bool | None]:
         marks = [_holds(field, one, thing, reading) for one, thing in zip(facts, seen, strict=True)]
         stated = [mark for mark in marks if mark is not None]
         result[field] = all(stated) if stated else None
-    return result | {"facts": all(mark for mark in result.values() if mark is not None)}
+    if "direction" not in judged and result["timbre"] is not None:
+        result["timbre"] = _heard(reading, facts)
+    result = {name: mark if name in judged else None for name, mark in result.items()}
+    marks = [mark for mark in result.values() if mark is not None]
+    return result | {"facts": all(marks) if marks else None}
 
 
 def assign(objects: Sequence[SeenObject], facts: Facts) -> tuple[SeenObject | None, ...]:
@@ -102,6 +108,13 @@ def _holds(field: str, one: ObjectFacts, thing: SeenObject | None, reading: Read
         return None if one.timbre is None else thing is not None and timbre_of(thing, reading) == one.timbre
     wanted = getattr(one, field)
     return None if wanted is None else thing is not None and getattr(thing, field) == wanted
+
+
+def _heard(reading: Reading, facts: Facts) -> bool:
+    """Whether all stated timbres are heard, and no others unless something that moves has none stated."""
+    stated, heard = {one.timbre for one in facts} - {None}, {strike.timbre for strike in reading.strikes}
+    open_ended = any(one.timbre is None and one.motion != "still" for one in facts)
+    return stated <= heard if open_ended else stated == heard
 
 
 def timbre_of(thing: SeenObject, reading: Reading) -> str | None:

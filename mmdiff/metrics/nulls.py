@@ -94,6 +94,13 @@ NULLS: dict[str, Callable[..., list[Clip]]] = {
 }
 
 
+def applicable(clips: Sequence[Clip]) -> dict[str, Callable[..., list[Clip]]]:
+    """The nulls that differ from these clips: what has no sound cannot be silenced, and one clip is its own mean."""
+    moves, sounds = min(len(clip[0]) for clip in clips) > 1, all(len(clip[1]) for clip in clips)
+    needs = {"shuffled pairing": moves and sounds, "silent": sounds, "onset spam": sounds, "static": moves}
+    return {name: make for name, make in NULLS.items() if len(clips) > 1 and needs.get(name, True)}
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", text.lower()))
 

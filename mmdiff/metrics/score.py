@@ -7,7 +7,7 @@ readers: the same sounds under other pictures (chance) and, where given, the gro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,15 @@ from mmdiff.metrics import statistics, sync
 from mmdiff.metrics.faithfulness import Reading, compare, read
 from mmdiff.noise import key, permutation
 from mmdiff.world.caption import parse
-from mmdiff.world.things import Facts
+from mmdiff.world.things import HELD_OUT_PAIRS, Facts
 
-Clip = tuple[NDArray[np.uint8], NDArray[np.float32], float, int]  # video (t h w 3), audio (n,), fps, rate
+# video (t h w 3), audio (n,), fps, rate; what a clip lacks has length 0
+Clip = tuple[NDArray[np.uint8], NDArray[np.float32], float, int]
 Row = dict[str, dict[str, float]]  # metric -> value, low, high, n
 FACTS = ("facts", "colour_count", "colour", "count", "shape", "size", "direction", "bounces", "timbre")
 HEADLINES = ("facts", "colour_count", "direction", "timbre", "sync_f1", "sync_cost_ms")
 SHUFFLES = 8  # pairings averaged into the chance level
+MOVING = 4  # frames: with fewer no motion is judged
 
 
 def score(clips: Sequence[Clip], prompts: Sequence[str], *, seed: int, references: Sequence[Clip] | None = None) -> Row:
@@ -36,16 +38,58 @@ def score(clips: Sequence[Clip], prompts: Sequence[str], *, seed: int, reference
     A prompt that states no facts of the world is a UserError.
     """
     facts = _facts(clips, prompts)
-    readings = [read(video, audio, fps=fps, rate=rate) for video, audio, fps, rate in clips]
-    marks = [compare(reading, stated) for reading, stated in zip(readings, facts, strict=True)]
-    values = {name: [math.nan if mark[name] is None else float(bool(mark[name])) for mark in marks] for name in FACTS}
-    values |= sync_values(readings, facts, seed=seed)
-    oracle = [math.nan] * len(clips)
-    if references is not None:
-        truth = [read(video, audio, fps=fps, rate=rate) for video, audio, fps, rate in references]
-        oracle = sync_values(truth, facts, seed=seed)["sync_f1"]
+    values = clip_values(_readings(clips), facts, judged=judged(clips), seed=seed)
+    oracle: Sequence[float] = [math.nan] * len(clips)
+    if references is not None and "sync_f1" in values:
+        oracle = sync_values(_readings(references), facts, seed=seed)["sync_f1"]
+    return summary(values, oracle, prompts, seed=seed)
+
+
+def summary(
+    values: Mapping[str, Sequence[float]], oracle: Sequence[float], prompts: Sequence[str], *, seed: int
+) -> Row:
+    """Values of single clips -> intervals over prompts, with sync_skill against the oracle's sync_f1 (nan: 1)."""
     row = {name: statistics.interval(value, seed=seed, prompts=prompts).row() for name, value in values.items()}
-    return row | {"sync_skill": _skill(values, oracle, prompts, seed=seed)}
+    return row | ({"sync_skill": _skill(values, oracle, prompts, seed=seed)} if "sync_f1" in values else {})
+
+
+def judged(clips: Sequence[Clip]) -> frozenset[str]:
+    """The kinds of facts that these clips can show: a picture alone has no timbre, and a single frame no motion."""
+    frames, samples = min(len(clip[0]) for clip in clips), min(len(clip[1]) for clip in clips)
+    fields = {"count", "colour_count", "colour", "shape", "size"} if frames else set()
+    fields |= {"direction", "bounces"} if frames >= MOVING else set()
+    return frozenset(fields | ({"timbre"} if samples else set()))
+
+
+def clip_values(
+    readings: Sequence[Reading], facts: Sequence[Facts], *, judged: Collection[str], seed: int
+) -> dict[str, list[float]]:
+    """Per clip every fact as 0 or 1 (nan: not stated or not judged) and, where picture moves and sounds, `sync_values`.
+
+    Where some captions combine colour and shape as training never did and others do not, each fact stands once more
+    for either kind (`shape_seen`, `shape_unseen`).
+    """
+    marks = [compare(reading, stated, judged=judged) for reading, stated in zip(readings, facts, strict=True)]
+    values = {name: [_number(mark[name]) for mark in marks] for name in FACTS}
+    new = [unseen(stated) for stated in facts]
+    if len(set(new)) > 1:
+        for name in FACTS:
+            values[f"{name}_seen"] = [math.nan if it else v for it, v in zip(new, values[name], strict=True)]
+            values[f"{name}_unseen"] = [v if it else math.nan for it, v in zip(new, values[name], strict=True)]
+    return values | (sync_values(readings, facts, seed=seed) if {"direction", "timbre"} <= set(judged) else {})
+
+
+def _number(mark: bool | None) -> float:
+    return math.nan if mark is None else float(mark)
+
+
+def unseen(facts: Facts) -> bool:
+    """Whether a caption names a pair of colour and shape that the training split holds out."""
+    return any((one.colour, one.shape) in HELD_OUT_PAIRS for one in facts)
+
+
+def _readings(clips: Sequence[Clip]) -> list[Reading]:
+    return [read(video, audio, fps=fps, rate=rate) for video, audio, fps, rate in clips]
 
 
 def _facts(clips: Sequence[Clip], prompts: Sequence[str]) -> list[Facts]:

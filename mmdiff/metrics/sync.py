@@ -86,7 +86,7 @@ def match(
 def skill(f1: float, *, shuffled: float, oracle: float) -> float:
     """(F1 - F1 shuffled) / (F1 oracle - F1 shuffled): 0 is chance, 1 is the ground truth; nan where they coincide."""
     room = oracle - shuffled
-    return (f1 - shuffled) / room if room > 1e-9 else math.nan
+    return float((f1 - shuffled) / room) if room > 1e-9 else math.nan
 
 
 def auroc(true: Sequence[float], false: Sequence[float]) -> float:
