@@ -44,6 +44,10 @@ PARTS = {
     "dit": "mmdiff.models.dit:DiT",
     "joint_dit": "mmdiff.models.joint:JointDiT",
     "branch": "mmdiff.models.joint:BranchSpec",
+    # how branches meet
+    "apart": "mmdiff.models.meeting:Apart",
+    "cross_attention": "mmdiff.models.meeting:CrossAttention",
+    "joint_attention": "mmdiff.models.meeting:JointAttention",
     # processes, draws of t, grids of sampling times
     "linear": "mmdiff.process:Linear",
     "cosine": "mmdiff.process:Cosine",

@@ -31,12 +31,12 @@ _GROUPS = {
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k' / sqrt(e)) v for q (b k n e), k and v (b k m e), mask (b m) True where a key is real -> (b k n e).
+    """softmax(q k' / sqrt(e)) v for q (b k n e), k and v (b k m e) -> (b k n e).
 
-    Every row of the mask needs a real key. On a CPU the backward of the fused kernel is slower in bf16 than the plain
+    The mask, (b m) or (b n m), is True where a key is real; every row of it needs a real key. On a CPU the backward of the fused kernel is slower in bf16 than the plain
     formula, so the plain formula runs there; a test holds the two equal.
     """
-    bias = None if mask is None else mask[:, None, None, :]
+    bias = mask if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return math_attention(q, k, v, bias)

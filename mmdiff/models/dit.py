@@ -97,8 +97,8 @@ class Branch(nn.Module):
     def open(self, x: Tensor, seconds: Tensor) -> tuple[Tensor, Tensor]:
         """x (b c t h w) or (b c n), seconds (b t) -> tokens (b t h w d), angles (b t h w head/2)."""
         tokens = patchify(self.fitting(as_grid(x)), self.patch)
-        seconds = seconds.unflatten(1, (-1, self.patch[0])).mean(-1)
-        return self.embed(tokens).float(), grid_angles(seconds, (tokens.shape[2], tokens.shape[3]), head=self.head)
+        angles = grid_angles(self.times(seconds), (tokens.shape[2], tokens.shape[3]), head=self.head)
+        return self.embed(tokens).float(), angles
 
     def fitting(self, x: Tensor) -> Tensor:
         """x (b c t h w), if it has the channels of the branch and is made of whole patches."""
@@ -109,11 +109,9 @@ class Branch(nn.Module):
             raise UserError(f"patch: {list(self.patch)} does not divide a latent of {size} (time, height, width).")
         return x
 
-    def clock(self, seconds: Tensor, h: Tensor, *, head: int) -> Tensor:
-        """Angles of seconds alone, for meeting another modality whose heads are `head` wide: (b t*h*w head/2)."""
-        seconds = seconds.unflatten(1, (-1, self.patch[0])).mean(-1)
-        angles = grid_angles(seconds, (1, 1), head=head)  # (b t 1 1 e)
-        return angles.expand(*h.shape[:4], -1).flatten(1, 3)
+    def times(self, seconds: Tensor) -> Tensor:
+        """Midpoints of latent time steps (b t) -> of the tokens, which are patches of them (b t')."""
+        return seconds.unflatten(1, (-1, self.patch[0])).mean(-1)
 
     def close(self, h: Tensor, c: Tensor, like: Tensor) -> Tensor:
         """Tokens back to the shape of the input."""
