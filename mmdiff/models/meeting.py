@@ -177,7 +177,9 @@ class JointAttention(Hearing):
 
     def graph(self, widths: Mapping[str, int]) -> Graph:
         if len(set(widths.values())) > 1:
-            raise UserError(f"meet: joint_attention makes one sequence of branches of one width, not of {dict(widths)}.")
+            raise UserError(
+                f"meet: joint_attention makes one sequence of branches of one width, not of {dict(widths)}."
+            )
         return {name: tuple((source, source) for source in widths) for name in widths}
 
 

@@ -17,7 +17,8 @@ from mmdiff.layers.attention import math_attention
 from mmdiff.layers.norm import rms_norm
 from mmdiff.layers.rope import frequencies, rotate
 from mmdiff.models.dit import DiT, TextAttention
-from mmdiff.models.joint import BranchSpec, Bridge, JointDiT
+from mmdiff.models.joint import BranchSpec, JointDiT
+from mmdiff.models.meeting import Apart, CrossAttention, JointAttention, Meet, Meeting
 
 B, TEXT, HEADS = 3, 8, 2
 VIDEO = BranchSpec(channels=4, width=24, patch=(2, 2, 2), attention="factorised", window=(2, 2, 2), conv=3)
@@ -83,7 +84,12 @@ def test_identity_at_birth() -> None:
     h = {name: net.branches[name].open(x[name], cond["seconds"][name])[0] for name in x}
     c = {name: net.time[name](t[name])[:, None, None, None] for name in x}
     for bridge in net.bridges:
-        assert same(bridge(h, c, net.clocks(h, cond), cond), h)
+        assert same(bridge(h, c, stand(net, h, cond), cond), h)
+
+
+def stand(net: JointDiT, h: Parts, cond: Cond) -> Any:
+    times = {name: branch.times(cond["seconds"][name]) for name, branch in net.branches.items()}
+    return net.meet.places(times, h, heads={branch.head for branch in net.branches.values()})
 
 
 def alone(net: JointDiT, name: str, spec: BranchSpec) -> DiT:
@@ -115,21 +121,22 @@ def test_closed_gates_are_two_networks(share: list[str], audio: BranchSpec) -> N
 
 
 @pytest.mark.parametrize("audio", [AUDIO, WIDE], ids=["equal", "wider"])
-def test_open_gates_couple_both_ways_and_no_bridge_never(audio: BranchSpec) -> None:
+def test_open_gates_couple_both_ways_and_branches_apart_never(audio: BranchSpec) -> None:
     x, t, cond = inputs()
-    for bridge, couples in ((1, True), (2, True), (0, False)):
-        net = randomised(joint(audio=audio, share=[], bridge=bridge))
+    for meet, couples in ((CrossAttention(), True), (CrossAttention(every=2), True), (Apart(), False)):
+        net = randomised(joint(audio=audio, share=[], meet=meet))
         for touched, other in itertools.permutations(SHAPES):
             moved = net({**x, touched: x[touched] + 1}, t, cond)
             assert torch.allclose(moved[other], net(x, t, cond)[other], atol=1e-5) != couples
 
 
-def test_bridges_stand_where_the_config_says() -> None:
-    stands = lambda bridge: [isinstance(b, Bridge) for b in joint(depth=4, bridge=bridge).bridges]
-    assert stands(0) == [False] * 4 and stands(1) == [True] * 4
-    assert stands(2) == [False, True, False, True] and stands(3) == [False, False, True, False]
-    with pytest.raises(UserError, match="bridge"):
-        joint(bridge=-1)
+def test_meetings_stand_where_the_config_says() -> None:
+    stands = lambda meet: [isinstance(b, Meeting) for b in joint(depth=4, meet=meet).bridges]
+    assert stands(Apart()) == [False] * 4 and stands(CrossAttention()) == [True] * 4
+    assert stands(CrossAttention(every=2)) == [False, True, False, True]
+    assert stands(JointAttention(every=3)) == [False, False, True, False]
+    with pytest.raises(UserError, match="every"):
+        CrossAttention(every=0)
 
 
 @pytest.mark.parametrize("audio", [AUDIO, WIDE], ids=["equal", "wider"])
@@ -139,7 +146,7 @@ def test_both_directions_read_the_state_before_either_wrote(audio: BranchSpec) -
     bridge = net.bridges[0]
     h = {name: net.branches[name].open(x[name], cond["seconds"][name])[0] for name in x}
     c = {name: net.time[name](t[name])[:, None, None, None] for name in x}
-    found = bridge(h, c, net.clocks(h, cond), cond)
+    found = bridge(h, c, stand(net, h, cond), cond)
     places = {"video": 4, "audio": 1}  # tokens of one time step, after patching
     steps = {"video": cond["seconds"]["video"].view(B, 2, 2).mean(-1), "audio": cond["seconds"]["audio"]}
     for name, source in itertools.permutations(SHAPES):
