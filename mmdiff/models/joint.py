@@ -16,7 +16,7 @@ from mmdiff.batch import Cond
 from mmdiff.errors import UserError
 from mmdiff.layers.embed import TimeEmbedding
 from mmdiff.models.dit import Block, Branch, Memory, TextAttention, condition, read
-from mmdiff.models.meeting import CrossAttention, Meet
+from mmdiff.models.meeting import EACH_OTHER, Meet
 
 SHARED = {  # what may be shared -> the keys of the branches that have to agree for it
     "time": ("width",),
@@ -55,7 +55,7 @@ class JointDiT(nn.Module):
         heads: int,
         text_width: int = 0,
         share: Sequence[str] = ("time", "text"),
-        meet: Meet = CrossAttention(),
+        meet: Meet = EACH_OTHER,
     ) -> None:
         super().__init__()
         check_sharing(share, video, audio)

@@ -10,9 +10,9 @@ et al. 2023, MM-Diffusion), and branches that stay apart have none. All gates ar
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ Graph = dict[str, tuple[Edge, ...]]  # reader -> what it hears
 Gate = Literal["own", "other", "both"]  # whose noise level opens the gate of a reader
 CLOSE = 1e-4  # seconds; times closer than this are one
 
-# ---- clocks: seconds of token midpoints, name -> (b t), to positions on the axis that both modalities share -----------
+# ---- clocks: seconds of token midpoints, name -> (b t), to positions on the axis that both share ---------------------
 
 
 def seconds(times: Parts) -> Parts:
@@ -166,6 +166,9 @@ class CrossAttention(Hearing):
     def graph(self, widths: Mapping[str, int]) -> Graph:
         readers = {"both": list(widths), "video_to_audio": ["audio"], "audio_to_video": ["video"]}[self.direction]
         return {name: tuple((name, source) for source in widths if source != name) for name in readers}
+
+
+EACH_OTHER = CrossAttention()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mmdiff.layers.norm import rms_norm
 from mmdiff.layers.rope import frequencies, rotate
 from mmdiff.models.dit import DiT, TextAttention
 from mmdiff.models.joint import BranchSpec, JointDiT
-from mmdiff.models.meeting import Apart, CrossAttention, JointAttention, Meet, Meeting
+from mmdiff.models.meeting import Apart, CrossAttention, JointAttention, Meeting
 
 B, TEXT, HEADS = 3, 8, 2
 VIDEO = BranchSpec(channels=4, width=24, patch=(2, 2, 2), attention="factorised", window=(2, 2, 2), conv=3)

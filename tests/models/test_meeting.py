@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_joint_dit import AUDIO, B, SHAPES, VIDEO, WIDE, changed, close, inputs, joint, randomised, same, stand
+from test_joint_dit import AUDIO, SHAPES, VIDEO, WIDE, B, changed, close, inputs, joint, randomised, same, stand
 from torch import Tensor
 
 from mmdiff.batch import Cond
