@@ -8,14 +8,12 @@ al. 2022, eq. 8).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from mmdiff.batch import Cond
 from mmdiff.errors import UserError
-from mmdiff.process import TARGETS, Process, Row, mix, to_x0, widen
+from mmdiff.process import TARGETS, Draw, Process, Row, mix, to_x0, widen
 
 
 class Denoiser(nn.Module):
@@ -28,9 +26,7 @@ class Denoiser(nn.Module):
     With eps a process must not reach a = 0 where it is sampled (`Linear` and `Cosine` do at t = 1): x0 is nan there.
     """
 
-    def __init__(
-        self, net: nn.Module, *, process: Process, target: str, draw: Callable[..., Tensor], scale_input: bool = True
-    ) -> None:
+    def __init__(self, net: nn.Module, *, process: Process, target: str, draw: Draw, scale_input: bool = True) -> None:
         super().__init__()
         if target not in TARGETS:
             raise UserError(f"the denoiser's target is {target!r}; choose one of {', '.join(TARGETS)}")

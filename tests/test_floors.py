@@ -14,9 +14,9 @@ TREES = {name: ast.parse((HOUSE / name).read_text(encoding="utf-8")) for name in
 
 FLOORS = {  # a file's floor is its own, or else its folder's; any file may import the open ones
     **dict.fromkeys(
-        ["__init__.py", "errors.py", "config.py", "batch.py", "process.py", "noise.py", "progress.py", "layers"], 0
+        ["__init__.py", "errors.py", "config.py", "batch.py", "process", "noise.py", "progress.py", "layers"], 0
     ),
-    **dict.fromkeys(["sampling.py", "guidance.py", "data", "world"], 1),
+    **dict.fromkeys(["sampling.py", "guidance.py", "coupling.py", "data", "world"], 1),
     **dict.fromkeys(["models", "autoencoders", "denoiser.py", "conditioners.py"], 2),
     **dict.fromkeys(["systems", "metrics"], 3),
     **dict.fromkeys(["train"], 4),
