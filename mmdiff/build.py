@@ -113,7 +113,7 @@ def parse(tree: Mapping[str, Any]) -> Run:
     """Check a resolved config whole, before anything is built."""
     from mmdiff.systems.base import System
 
-    run = typing.cast(Run, _settings(Run, tree, ""))
+    run = typing.cast(Run, settings(Run, tree, ""))
     for name, node in (("system", run.system), ("data", run.data)):
         if "kind" not in node:
             raise UserError(f"{name}.kind is missing: it says which part the other keys describe.")
@@ -128,7 +128,7 @@ def parse(tree: Mapping[str, Any]) -> Run:
     return run
 
 
-def _settings(cls: type, tree: Mapping[str, Any], path: str) -> Any:
+def settings(cls: type, tree: Mapping[str, Any], path: str) -> Any:
     """A dataclass from a mapping, nested dataclasses included."""
     hints, values = typing.get_type_hints(cls), {}
     _check_names(tree, [f.name for f in fields(cls)], path)
@@ -139,7 +139,7 @@ def _settings(cls: type, tree: Mapping[str, Any], path: str) -> Any:
             if f.default is f.default_factory:  # both MISSING
                 raise UserError(f"{where} is missing.")
         elif inner is not None and isinstance(tree[f.name], Mapping):
-            values[f.name] = _settings(inner, tree[f.name], where)
+            values[f.name] = settings(inner, tree[f.name], where)
         else:
             values[f.name] = _typed(tree[f.name], hints[f.name], where)
     return cls(**values)

@@ -35,6 +35,13 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
         raise UserError(f"{path}: {error}") from None
 
 
+def layer(path: str | Path) -> Tree:
+    """What a file itself says, laid over nothing and not resolved."""
+    if not Path(path).is_file():
+        raise UserError(f"There is no file {path}.")
+    return _load(Path(path))
+
+
 def dump(tree: Mapping[str, Any]) -> str:
     """YAML that `read` turns into the same values again: strings that could be taken for something else are quoted."""
     import yaml

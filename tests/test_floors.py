@@ -24,6 +24,7 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
     **dict.fromkeys(["export.py", "generate.py", "prepare.py"], 6),
     **dict.fromkeys(["evaluate"], 7),
     **dict.fromkeys(["report"], 8),
+    **dict.fromkeys(["ablate"], 9),
 }
 OPEN = {"__init__.py", "errors.py", "batch.py", "progress.py"}
 ONLY_IN = {  # a package, and the files or folders that may import it
