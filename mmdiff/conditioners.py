@@ -45,6 +45,11 @@ def dropped(batch: Batch, drop: Tensor) -> Batch:
     return cast(Batch, {**batch, "text": text})
 
 
+def isolated(batch: Batch) -> Batch:
+    """The same clips, whose modalities do not hear of each other: the view without what a joint network couples."""
+    return cast(Batch, {**batch, "valid": {name: torch.zeros_like(here) for name, here in batch["valid"].items()}})
+
+
 # ---- merging -------------------------------------------------------------------------------------------------------
 
 

@@ -33,8 +33,9 @@ _GROUPS = {
 def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """softmax(q k' / sqrt(e)) v for q (b k n e), k and v (b k m e) -> (b k n e).
 
-    The mask, (b m) or (b n m), is True where a key is real; every row of it needs a real key. On a CPU the backward of the fused kernel is slower in bf16 than the plain
-    formula, so the plain formula runs there; a test holds the two equal.
+    The mask, (b m) or (b n m), is True where a key is real; every row of it needs a real key. On a CPU the backward of
+    the fused kernel is slower in bf16 than the plain formula, so the plain formula runs there; a test holds the two
+    equal.
     """
     bias = mask if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
     if q.device.type != "cpu":

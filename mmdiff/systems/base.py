@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmdiff.batch import Batch, ClipShape
 
-Logs = dict[str, Tensor]  # detached scalars
+Logs = dict[str, Tensor]  # detached scalars, or (2,) a sum and its count, to be divided when all ranks are counted
 Report = Callable[[int, int], None]  # (steps done, steps in all)
 
 

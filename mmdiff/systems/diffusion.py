@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmdiff import noise as draws
+from mmdiff import tasks as masks
 from mmdiff.batch import Batch, ClipShape, Cond
 from mmdiff.conditioners import dropped, emptied
+from mmdiff.coupling import Coupled, Coupling, SharedCoupling, local, spread
 from mmdiff.denoiser import Denoiser
 from mmdiff.errors import UserError
-from mmdiff.guidance import cfg
+from mmdiff.guidance import cfg, given
+from mmdiff.process import Process, widen
 from mmdiff.sampling import SAMPLERS, start, uniform
 from mmdiff.systems.base import Autoencoder, Logs, Report, System
+from mmdiff.systems.given import known, learned, unknown_mean, whole
+from mmdiff.systems.weights import FixedWeights, Weights
 
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # middles of the bins of t
 UNSAID = Batch()  # of which nothing is known but what the system says of all
 
 
@@ -38,11 +45,15 @@ class Diffusion(System):
         modality: str = "video",
         drop: float = 0.1,
         grid: Callable[[int], Tensor] = uniform,
+        tasks: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.autoencoders = nn.ModuleDict({modality: autoencoder})
         self.learner = nn.ModuleDict({"denoiser": denoiser, "conditioner": conditioner})
-        self.shape, self.drop, self.grid = shape, drop, grid
+        self.shape, self.drop, self.grid, self.tasks = shape, drop, grid, tasks or {}
+        masks.check(self.tasks, list(self.autoencoders))
+        self.coupling: Coupling = SharedCoupling()
+        self.weights: Weights = FixedWeights()
 
     # ---- what is learned -------------------------------------------------------------------------------------------
 
@@ -59,26 +70,39 @@ class Diffusion(System):
     def loss(self, batch: Batch, *, seed: int, step: int, player: str = "learner") -> tuple[Tensor, Logs]:
         """Mean over the batch; a modality that a clip lacks adds exactly zero to the loss and to every gradient."""
         ids, device = batch["id"], self.device
-        t = self.draw_times(draws.uniform(keys=draws.keys(seed, "time", step, ids), device=device), batch)
+        t = self.coupling(
+            lambda purpose: draws.uniform(keys=draws.keys(seed, purpose, step, ids), device=device),
+            partial(self.draw_times, batch=batch),
+            list(self.autoencoders),
+        )
         drop = draws.uniform(keys=draws.keys(seed, "drop", step, ids)) < self.drop
-        errors = self.errors(dropped(batch, drop), t=t, keys=draws.keys(seed, "noise", step, ids))
-        return self.weigh(errors, batch["valid"])
+        packed = spread(t, self.latent_shapes(batch))
+        held = masks.draw(self.tasks, self.latent_shapes(batch), seed=seed, step=step, ids=ids)
+        batch = cast(Batch, {**dropped(batch, drop), "held": held})
+        errors = self.errors(batch, t=packed, keys=draws.keys(seed, "noise", step, ids))
+        batch["valid"] = learned(batch["valid"], held)
+        loss, logs = self.weigh(errors, batch)
+        return loss, logs | by_level(errors, t, batch["valid"])
 
     def errors(self, batch: Batch, *, t: Tensor, keys: Sequence[int]) -> dict[str, Tensor]:
-        """Mean squared error of each sample, per modality -> name: (b,)."""
+        """Mean squared error of each sample over what is not held, per modality -> name: (b,)."""
         with torch.no_grad():
             x0 = self.encode(batch)  # (b c ...)
-        noise = draws.normal(x0.shape[1:], keys=keys, device=x0.device)
-        return self.split(self.denoiser.errors(x0, self.condition(batch), t=t, noise=noise), batch)
+        noise, held = draws.normal(x0.shape[1:], keys=keys, device=x0.device), self.held(batch)
+        if held is not None:
+            t = torch.where(held, 0.0, widen(t, x0))
+        errors = self.parts(self.denoiser.errors(x0, self.condition(batch), t=t, noise=noise), batch)
+        free = {} if held is None else self.parts(held, batch)
+        return {name: unknown_mean(error, free.get(name)) for name, error in errors.items()}
 
-    def weigh(self, errors: dict[str, Tensor], valid: dict[str, Tensor]) -> tuple[Tensor, Logs]:
-        """Sum of the modalities' losses; logs are means over the clips that have the modality."""
-        total, logs = torch.zeros((), device=self.device), {}
-        for name, error in errors.items():
-            here = valid[name].to(error.device)
-            total = total + torch.where(here, error, 0.0).mean() * self.weight(name)
-            logs[f"loss/{name}"] = torch.where(here, error, 0.0).sum().detach() / here.sum().clamp(min=1)
-        return total, logs
+    def weigh(self, errors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Logs]:
+        """The modalities' losses as one; logs are means over the clips that have the modality."""
+        here = {name: batch["valid"][name].to(error.device) for name, error in errors.items()}
+        means = {name: torch.where(here[name], error, 0.0).mean() for name, error in errors.items()}
+        share = {name: valid.float().mean() for name, valid in here.items()}
+        tokens = {name: math.prod(shape[1:]) for name, shape in self.latent_shapes(batch).items()}
+        logs = {f"loss/{name}": present(error, here[name]) for name, error in errors.items()}
+        return self.weights(means, share=share, tokens=tokens), logs
 
     @torch.no_grad()
     def held_out(self, batch: Batch, *, times: Sequence[float], seed: int) -> dict[str, list[float]]:
@@ -87,8 +111,8 @@ class Diffusion(System):
         for time in times:
             t = torch.full((len(batch["id"]),), time, device=self.device)
             errors = self.errors(batch, t=t, keys=draws.keys(seed, "held-out", 0, batch["id"]))
-            for name, (_, logs) in ((n, self.weigh({n: e}, batch["valid"])) for n, e in errors.items()):
-                curves[name].append(float(logs[f"loss/{name}"]))
+            for name, error in errors.items():
+                curves[name].append(float(present(error, batch["valid"][name].to(error.device))))
         return curves
 
     # ---- how it dreams ---------------------------------------------------------------------------------------------
@@ -105,29 +129,45 @@ class Diffusion(System):
         shape: ClipShape | None = None,
         report: Report | None = None,
     ) -> Batch:
-        """batch needs "text" and "id"; everything else about the clips is in `shape`, or else the system's own."""
+        """batch needs "text" and "id"; everything else about the clips is in `shape`, or else the system's own.
+
+        What its masks `held` mark is taken from its latents or clips and comes back bit for bit in latent space.
+        """
         if sampler not in SAMPLERS:
             raise UserError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
         batch = self.blank(batch, shape)
-        times, process = self.grid(steps), self.denoiser.process
+        times, process = self.grid(steps), self.path(batch)
         x = draws.normal(self.latent_shape(batch), keys=draws.keys(seed, "start", 0, batch["id"]), device=self.device)
         denoise = cfg(self.denoise(batch), self.denoise(emptied(batch)), scale=guidance)
+        held = self.held(batch)
+        if held is not None:
+            clean = self.joined(known(batch, self.codecs, self.latent_shapes(batch), self.device))
+            denoise = given(denoise, clean, held)
         x = start(x, process=process, times=times)
         fresh = self._fresh(sampler, x, batch, seed)
         x = SAMPLERS[sampler](denoise, x, process=process, times=times, report=report, **fresh)
+        x = x if held is None else torch.where(held, clean, x)
         return self.decode(x, batch, keys=draws.keys(seed, "decode", 0, batch["id"]))
 
     def denoise(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """The denoiser under one condition, which is computed once."""
         cond = self.condition(batch)
-        return lambda x, t: self.denoiser(x, t, cond)
+        return lambda x, t: self.denoiser(x, local(self.coupling, t, cond["shapes"]), cond)
+
+    def path(self, batch: Batch) -> Process:
+        """The process that a sample walks: the denoiser's, at the pace that the coupling gives to each modality."""
+        own, shapes = self.denoiser.process, self.latent_shapes(batch)
+        t = torch.full((1,), 0.5)
+        return own if local(self.coupling, t, shapes) is t else Coupled(own, self.coupling, shapes)
 
     def blank(self, batch: Batch, shape: ClipShape | None = None) -> Batch:
         """A batch that names clips and describes them, completed by what the shape says about all of them."""
         b, shape = len(batch["text"]), shape or self.shape
         fps, ids = torch.full((b,), shape.fps), batch.get("id") or [str(i) for i in range(b)]
         everywhere = {name: torch.ones(b, dtype=torch.bool) for name in self.autoencoders}
-        return Batch(text=batch["text"], id=ids, fps=fps, rate=shape.rate, valid=everywhere, shape=shape)
+        blank = Batch(text=batch["text"], id=ids, fps=fps, rate=shape.rate, valid=everywhere, shape=shape)
+        kept = ("held", "latents", *batch.get("held", {}))  # what is given of the clips
+        return cast(Batch, {**{key: value for key, value in batch.items() if key in kept}, **blank})
 
     def condition(self, batch: Batch) -> Cond:
         """The conditioner's routes, plus shape and clock of the latents and which modalities are there."""
@@ -152,13 +192,20 @@ class Diffusion(System):
         ((name, codec),) = self.codecs.items()
         return cast(Batch, {**batch, name: decode_with(codec, x, keys)})
 
-    def split(self, errors: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Errors (b c ...) -> name: (b,)."""
-        return dict.fromkeys(self.autoencoders, errors.flatten(1).mean(1))
+    def parts(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Anything of a sample's shape -> name: (b *latent)."""
+        return dict.fromkeys(self.autoencoders, x)
 
-    def weight(self, name: str) -> float:
-        """The share of a modality in the loss."""
-        return 1.0
+    def joined(self, parts: dict[str, Tensor]) -> Tensor:
+        """The inverse of `parts`."""
+        return next(iter(parts.values()))
+
+    def held(self, batch: Batch) -> Tensor | None:
+        """Which entries of the samples are given, of their shape; None where nothing is."""
+        if not batch.get("held"):
+            return None
+        held = whole(batch["held"], self.latent_shapes(batch), len(batch["text"]))
+        return self.joined(held).to(self.device)
 
     def latent_shapes(self, batch: Batch = UNSAID) -> dict[str, tuple[int, ...]]:
         """name -> shape of one clip's latent: of the batch's clips, of the shape it asks for, or of the system's."""
@@ -215,6 +262,22 @@ def clips(batch: Batch, name: str) -> Tensor:
     if name not in batch:
         raise UserError(f"The data holds no {name}, which the system learns; it holds {', '.join(batch)}.")
     return cast(Tensor, batch[name])  # type: ignore[literal-required]
+
+
+def present(error: Tensor, here: Tensor) -> Tensor:
+    """Mean error (b,) over the clips that have the modality, without its gradient."""
+    return torch.where(here, error, 0.0).sum().detach() / here.sum().clamp(min=1)
+
+
+def by_level(errors: dict[str, Tensor], t: dict[str, Tensor], valid: dict[str, Tensor]) -> Logs:
+    """loss/video@0.9 is over clips whose video stands within 0.1 of t = 0.9: a sum and its count (2,)."""
+    logs = {}
+    for name, error in errors.items():
+        here, error = valid[name].to(error.device), error.detach()
+        for level in LEVELS:
+            inside = here & ((t[name] * len(LEVELS)).long().clamp(max=len(LEVELS) - 1) == LEVELS.index(level))
+            logs[f"loss/{name}@{level}"] = torch.stack([torch.where(inside, error, 0.0).sum(), inside.sum()])
+    return logs
 
 
 def decode_with(codec: Any, z: Tensor, keys: Sequence[int]) -> Tensor:

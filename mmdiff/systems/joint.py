@@ -13,16 +13,20 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mmdiff import tasks as masks
 from mmdiff.batch import Batch, ClipShape, Cond
+from mmdiff.coupling import Coupling, SharedCoupling
 from mmdiff.denoiser import Denoiser
 from mmdiff.sampling import uniform
 from mmdiff.systems.diffusion import UNSAID, Diffusion, clips, decode_with
+from mmdiff.systems.weights import FixedWeights, Weights
 
+SHARED, EQUAL = SharedCoupling(), FixedWeights()
 Shapes = dict[str, tuple[int, ...]]
 
 
 class Joint(Diffusion):
-    """Joint diffusion of video and audio. `weights` is each modality's share in the loss (1 if not named)."""
+    """Joint diffusion of video and audio: their noise is coupled, and their errors are weighed, as the keys say."""
 
     def __init__(
         self,
@@ -33,14 +37,19 @@ class Joint(Diffusion):
         denoiser: Denoiser,
         shape: ClipShape,
         drop: float = 0.1,
-        weights: dict[str, float] | None = None,
         grid: Callable[[int], Tensor] = uniform,
+        coupling: Coupling = SHARED,
+        weights: Weights = EQUAL,
+        tasks: dict[str, float] | None = None,
     ) -> None:
         super().__init__(
             autoencoder=video, conditioner=conditioner, denoiser=denoiser, shape=shape, drop=drop, grid=grid
         )
         self.autoencoders["audio"] = audio
-        self.weights = weights or {}
+        self.coupling, self.weights, self.tasks = coupling, weights, tasks or {}
+        masks.check(self.tasks, list(self.autoencoders))
+        if isinstance(weights, nn.Module):  # learned with the rest
+            self.learner["weights"] = weights
         denoiser.net = Door(denoiser.net)
 
     def encode(self, batch: Batch) -> Tensor:
@@ -57,11 +66,11 @@ class Joint(Diffusion):
         decoded = {name: decode_with(self.codecs[name], z, keys) for name, z in parts.items()}
         return cast(Batch, {**batch, **decoded})
 
-    def split(self, errors: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {name: e.flatten(1).mean(1) for name, e in unpack(errors, self.latent_shapes(batch)).items()}
+    def parts(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return unpack(x, self.latent_shapes(batch))
 
-    def weight(self, name: str) -> float:
-        return self.weights.get(name, 1.0)
+    def joined(self, parts: dict[str, Tensor]) -> Tensor:
+        return pack(parts)
 
     def latent_shape(self, batch: Batch = UNSAID) -> tuple[int, ...]:
         return (sum(math.prod(shape) for shape in self.latent_shapes(batch).values()),)
@@ -78,7 +87,13 @@ class Door(nn.Module):
         """x (b n); t (b,), or (b n) where entries have a time of their own."""
         shapes = cond["shapes"]
         times = dict.fromkeys(shapes, t) if t.ndim == 1 else unpack(t.expand_as(x), shapes)
-        return pack(self.net(unpack(x, shapes), times, cond))
+        return pack(self.net(unpack(x, shapes), {name: simplest(part) for name, part in times.items()}, cond))
+
+
+def simplest(t: Tensor) -> Tensor:
+    """Times (b ...) of one modality -> (b,) where all entries of a clip have one, which costs a network less."""
+    first = t.flatten(1)[:, :1] if t.ndim > 1 else t
+    return t if t.ndim == 1 or not bool((t.flatten(1) == first).all()) else first[:, 0]
 
 
 def pack(parts: dict[str, Tensor]) -> Tensor:

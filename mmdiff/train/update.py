@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,15 +49,25 @@ class Update:
 def describe(update: Update, loss: float, ranks: Ranks) -> Record:
     """The record of a step: means over all ranks; a skipped step names the clips that it was about."""
     names = sorted(update.parts)
-    means = ranks.total(*(float(update.parts[name]) / ranks.world for name in names))
+    sums = ranks.total(*(value / ranks.world for name in names for value in update.parts[name].reshape(-1).tolist()))
     first = update.outcomes[0]
-    record: Record = {"loss": loss, "loss_hex": loss.hex()} | dict(zip(names, means))
+    record: Record = {"loss": loss, "loss_hex": loss.hex()} | means(update.parts, sums)
     record |= {"lr": first.rate, "grad_norm": first.norm, "skipped": update.skipped}
     if update.skipped:
         everyone = ranks.collect((update.ids, update.loss))
         odd = [ids for ids, value in everyone if value != value or abs(value) == float("inf")]
         record["ids"] = [name for ids in odd or [ids for ids, _ in everyone] for name in ids]
     return record
+
+
+def means(parts: dict[str, Tensor], sums: Sequence[float]) -> dict[str, float]:
+    """The scalars as they are, the pairs divided; a pair that counts nothing is left out."""
+    found, rest = {}, iter(sums)
+    for name in sorted(parts):
+        value, count = next(rest), next(rest) if parts[name].numel() == 2 else 1.0
+        if count:
+            found[name] = value / count
+    return found
 
 
 def diverged(step: int, record: Record) -> UserError:

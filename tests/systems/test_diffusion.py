@@ -17,7 +17,7 @@ from mmdiff.errors import UserError
 from mmdiff.models.dit import DiT
 from mmdiff.process import EDM, Linear, LogitNormal, Process, Shifted, Uniform
 from mmdiff.sampling import SAMPLERS, karras
-from mmdiff.systems.diffusion import Diffusion
+from mmdiff.systems.diffusion import LEVELS, Diffusion
 
 SHAPE = ClipShape(frames=4, fps=8.0, size=(4, 4), rate=32)
 TEXTS = ["a red ball falls", "", "two blue cubes bounce twice"]
@@ -85,7 +85,8 @@ def test_the_loss_is_the_denoiser_s() -> None:
     want = parts.denoiser.loss(clips["video"], parts.condition(clips), t=t, noise=eps).mean()
     loss, logs = parts.loss(clips, seed=7, step=3)
     torch.testing.assert_close(loss, want)
-    assert logs.keys() == {"loss/video"} and not logs["loss/video"].requires_grad
+    assert logs.keys() == {"loss/video", *(f"loss/video@{level}" for level in LEVELS)}
+    assert not any(value.requires_grad for value in logs.values())
     torch.testing.assert_close(logs["loss/video"], want.detach())
 
 
