@@ -47,3 +47,17 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     cos, sin = angles.cos().to(x.dtype)[..., None, :], angles.sin().to(x.dtype)[..., None, :]
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+def places(seconds: Tensor, size: tuple[int, int], *, octaves: int) -> Tensor:
+    """Absolute positions as features: seconds (b t), size (h, w) -> (b t h w 6*octaves).
+
+    Sine and cosine of the time and of the place in the frame (0 and 1 are its borders, whatever its size), with periods
+    of 8 s and of 4 frames, halved from octave to octave. Rotary scores alone cannot tell the floor from the ceiling.
+    """
+    (h, w), (b, t) = size, seconds.shape
+    y, x = ((torch.arange(n, device=seconds.device) + 0.5) / n for n in size)
+    axes = seconds[:, :, None, None] / 8, y[:, None] / 4, x / 4  # in the longest periods
+    at = torch.stack([axis.expand(b, t, h, w) for axis in axes], -1)[..., None]  # (b t h w 3 1)
+    angles = 2 * math.pi * at * 2.0 ** torch.arange(octaves, device=seconds.device)  # (b t h w 3 o)
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)

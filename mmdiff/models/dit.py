@@ -2,7 +2,8 @@
 
 Video is a grid (t h w); sound is the same grid with one token per time step. Blocks are adaLN-zero around
 self-attention in a pattern (layers/attention.py), cross-attention to text, and SwiGLU; queries and keys are normalised
-per head and rotated by (seconds, h, w). Networks know no diffusion: they map (x, t, cond) to a tensor shaped like x.
+per head and rotated by (seconds, h, w); `octaves` above 0 also adds absolute places to the tokens. Networks know no
+diffusion: they map (x, t, cond) to a tensor shaped like x.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mmdiff.errors import UserError
 from mmdiff.layers.attention import PATTERNS, attention, grouped_attention, heads_of, merge_heads
 from mmdiff.layers.embed import TimeEmbedding, patchify, unpatchify
 from mmdiff.layers.norm import RMSNorm, rms_norm
-from mmdiff.layers.rope import grid_angles, rotate
+from mmdiff.layers.rope import grid_angles, places, rotate
 
 Grid = tuple[int, int, int]
 Memory = tuple[Tensor, Tensor, Tensor | None]  # keys and values (b k l e) of the text, mask (b l)
@@ -40,6 +41,7 @@ class DiT(nn.Module):
         window: Sequence[int] = (4, 4, 4),
         ratio: float = 8 / 3,
         conv: int = 0,
+        octaves: int = 0,
         text_width: int = 0,
     ) -> None:
         super().__init__()
@@ -47,7 +49,7 @@ class DiT(nn.Module):
         self.time = TimeEmbedding(width)
         self.vector = nn.Linear(text_width, width) if text_width else None
         text = [TextAttention(width, heads, text_width) for _ in range(depth)] if text_width else None
-        self.branch = Branch(channels, width, depth, heads, patch, attention, window, ratio, conv, text)
+        self.branch = Branch(channels, width, depth, heads, patch, attention, window, ratio, conv, text, octaves)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         h, angles = self.branch.open(x, cond["seconds"][self.modality])
@@ -74,6 +76,7 @@ class Branch(nn.Module):
         ratio: float,
         conv: int,
         text: Sequence[TextAttention] | None,
+        octaves: int = 0,
     ) -> None:
         super().__init__()
         if pattern not in PATTERNS:
@@ -87,6 +90,8 @@ class Branch(nn.Module):
         volume = channels * patch[0] * patch[1] * patch[2]
         patterns = PATTERNS[pattern]
         self.embed = nn.Linear(volume, width)
+        self.octaves = octaves
+        self.place = nn.Linear(6 * octaves, width) if octaves else None
         self.blocks = nn.ModuleList(  # type: ignore[assignment]
             Block(width, heads, patterns[i % len(patterns)], window, ratio, conv, text[i] if text else None)
             for i in range(depth)
@@ -97,8 +102,11 @@ class Branch(nn.Module):
     def open(self, x: Tensor, seconds: Tensor) -> tuple[Tensor, Tensor]:
         """x (b c t h w) or (b c n), seconds (b t) -> tokens (b t h w d), angles (b t h w head/2)."""
         tokens = patchify(self.fitting(as_grid(x)), self.patch)
-        angles = grid_angles(self.times(seconds), (tokens.shape[2], tokens.shape[3]), head=self.head)
-        return self.embed(tokens).float(), angles
+        seconds, size = self.times(seconds), (tokens.shape[2], tokens.shape[3])
+        h = self.embed(tokens).float()
+        if self.place is not None:
+            h = h + self.place(places(seconds, size, octaves=self.octaves)).float()
+        return h, grid_angles(seconds, size, head=self.head)
 
     def fitting(self, x: Tensor) -> Tensor:
         """x (b c t h w), if it has the channels of the branch and is made of whole patches."""

@@ -37,6 +37,7 @@ class BranchSpec:
     window: tuple[int, int, int] = (4, 4, 4)
     ratio: float = 8 / 3
     conv: int = 0
+    octaves: int = 0
 
 
 class JointDiT(nn.Module):
@@ -133,5 +134,15 @@ def _text(spec: BranchSpec, depth: int, heads: int, text_width: int) -> list[Tex
 
 def _branch(spec: BranchSpec, depth: int, heads: int, text: list[TextAttention] | None) -> Branch:
     return Branch(
-        spec.channels, spec.width, depth, heads, spec.patch, spec.attention, spec.window, spec.ratio, spec.conv, text
+        spec.channels,
+        spec.width,
+        depth,
+        heads,
+        spec.patch,
+        spec.attention,
+        spec.window,
+        spec.ratio,
+        spec.conv,
+        text,
+        spec.octaves,
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmdiff import noise
-from mmdiff.layers.rope import frequencies, grid_angles, rotate, split_pairs
+from mmdiff.layers.rope import frequencies, grid_angles, places, rotate, split_pairs
 
 
 def test_the_norm_of_every_pair_stays() -> None:
@@ -62,3 +62,11 @@ def test_periods_span_what_they_say() -> None:
 def test_every_pair_of_a_head_has_an_axis(head: int) -> None:
     assert sum(split_pairs(head // 2, 3)) == head // 2
     assert grid_angles(torch.zeros(2, 3), (2, 2), head=head).shape == (2, 3, 2, 2, head // 2)
+
+
+def test_places_are_waves_of_seconds_and_of_shares_of_the_frame() -> None:
+    found = places(torch.tensor([[1.0, 3.0]]), (2, 4), octaves=2)  # (b t h w 12)
+    turns = torch.tensor([3 / 8, 0.75 / 4, 0.375 / 4])[:, None] * torch.tensor([1, 2])  # at t = 3 s, row 1, column 1
+    want = torch.cat([(2 * torch.pi * turns).sin(), (2 * torch.pi * turns).cos()], -1).flatten()
+    assert found.shape == (1, 2, 2, 4, 12)
+    torch.testing.assert_close(found[0, 1, 1, 1], want)

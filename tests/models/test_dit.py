@@ -243,3 +243,15 @@ def test_what_does_not_fit_the_data_is_named() -> None:
         video()(x, t, Cond(seconds=cond["seconds"]))
     with pytest.raises(UserError, match="does not listen"):
         video(text_width=0)(x, t, cond)
+
+
+def test_absolute_places_tell_the_floor_from_the_ceiling() -> None:
+    """On a constant clip rotary attention says the same everywhere; with places every token has its own answer."""
+    _, t, cond = inputs()
+    answers = []
+    for octaves in (0, 2):
+        net = randomised(video(attention="full", octaves=octaves))
+        x = torch.ones_like(inputs()[0])
+        y = net(x, t, cond)
+        answers.append((y[..., 0, :] - y[..., 2, :]).abs().max())
+    assert answers[0] < 1e-5 < 1e-2 < answers[1]
