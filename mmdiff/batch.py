@@ -18,6 +18,7 @@ class Batch(TypedDict, total=False):
     video: Tensor  # (b 3 t h w) float32 in [-1, 1]
     audio: Tensor  # (b 1 n) float32 in [-1, 1]
     text: list[str]  # b captions
+    negative: list[str]  # b texts that guidance moves away from, instead of from the empty one
     fps: Tensor  # (b,) frames per second
     rate: int  # audio samples per second, the same for the whole batch
     valid: dict[str, Tensor]  # "video", "audio" -> (b,) bool

@@ -35,8 +35,9 @@ REMEMBERED = 1 << 30  # bytes of embeddings that a pretrained encoder keeps
 
 
 def emptied(batch: Batch) -> Batch:
-    """The same clips with nothing said about them."""
-    return dropped(batch, torch.ones(len(batch["text"]), dtype=torch.bool))
+    """The same clips with nothing said about them but the `negative` text, if the batch has one."""
+    gone = dropped(batch, torch.ones(len(batch["text"]), dtype=torch.bool))
+    return cast(Batch, {**gone, "text": batch["negative"]}) if "negative" in batch else gone
 
 
 def dropped(batch: Batch, drop: Tensor) -> Batch:

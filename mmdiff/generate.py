@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from mmdiff import __version__, build
-from mmdiff.batch import Batch
+from mmdiff.batch import Batch, ClipShape
 from mmdiff.data import media
 from mmdiff.errors import UserError
+from mmdiff.material import Material, read
 from mmdiff.progress import Advance, bar
 from mmdiff.sampling import SAMPLERS
 from mmdiff.train.settings import Sample
@@ -43,6 +45,11 @@ class Settings:
     sampler: str | None = None
     ema: bool = True
     scale: int = 1  # whole-number enlargement of the written pictures, for players that show 32x32 as a dot
+    negative: str | None = None  # what guidance moves away from, instead of from the empty prompt
+    fps: float | None = None  # these three are the run's own where they are None
+    size: tuple[int, int] | None = None  # (h, w)
+    seconds: float | None = None
+    material: Material = Material()  # files that the clip is made from
 
     def resolved(self, sample: Sample) -> Settings:
         """Fill what was not chosen from the run's `sample` section, and refuse what cannot be."""
@@ -58,6 +65,14 @@ class Settings:
         """What `System.generate` is told."""
         choices = {name: getattr(self, name) for name in CHOICES}
         return {"seed": self.seed} | {name: value for name, value in choices.items() if value is not None}
+
+    def shape(self, own: ClipShape) -> ClipShape:
+        """The shape of the clips: the system's own but for what was chosen."""
+        fps = own.fps if self.fps is None else self.fps
+        frames = own.frames if self.seconds is None and self.fps is None else round((self.seconds or own.seconds) * fps)
+        if frames < 1 or fps <= 0 or (self.size and min(self.size) < 1):
+            raise UserError(f"A clip of {frames} frames at {fps} fps and size {self.size} cannot be made.")
+        return replace(own, fps=fps, frames=frames, size=tuple(self.size or own.size))
 
 
 @dataclass(frozen=True)
@@ -131,9 +146,7 @@ def sample_jobs(
     batches = [jobs[i : i + size] for i in range(0, len(jobs), size)]
     shares = [[job for part in batches[rank :: len(chosen)] for job in part] for rank in range(len(chosen))]
     work: list[Work] = [
-        (str(run), share, str(out), settings, size, name, keep or write)
-        for share, name in zip(shares, chosen)
-        if share
+        (str(run), share, str(out), settings, size, name, keep or write) for share, name in zip(shares, chosen) if share
     ]
     with bar(label, total=len(jobs), show=progress) as advance:
         made = _work(*work[0], advance) if len(work) == 1 else _spread(work, advance)
@@ -211,17 +224,22 @@ def generate(
     advance: Advance = lambda clips: None,
 ) -> Iterator[tuple[Sequence[Job], Batch]]:
     """Yield the jobs and their clips, part by part; a part that does not fit the memory is halved and tried again."""
+    about = given(system, settings)
+    chosen = {} if plain(settings) else {"shape": settings.shape(system.shape)}
     size, done = batch or FIRST_BATCH.get(torch.device(device).type, 8), 0
     while done < len(jobs):
         share, told = jobs[done : done + size], [0.0]
         request: Batch = {"text": [job.prompt for job in share], "id": [job.id for job in share]}
+        request |= repeated(about, len(share))
+        if settings.negative is not None:
+            request["negative"] = [settings.negative] * len(share)
 
         def report(step: int, steps: int, share: Sequence[Job] = share, told: list[float] = told) -> None:
             advance(len(share) * step / steps - told[0])
             told[0] = len(share) * step / steps
 
         try:
-            clips = system.generate(request, report=report, **settings.arguments())
+            clips = system.generate(request, report=report, **chosen, **settings.arguments())
         except RuntimeError as error:
             if len(share) == 1 or not out_of_memory(error):
                 raise
@@ -231,6 +249,34 @@ def generate(
         advance(len(share) - told[0])
         yield share, clips
         done += len(share)
+
+
+def plain(settings: Settings) -> bool:
+    """Whether the clips have the shape that the system was built for."""
+    return settings.fps is None and settings.size is None and settings.seconds is None
+
+
+def given(system: Any, settings: Settings) -> Batch:
+    """What the files give of one clip; warns where the model was not trained for it."""
+    material = settings.material
+    if not material:
+        return Batch()
+    if not set(material.tasks()) & {name for name, odds in system.tasks.items() if odds > 0}:
+        warnings.warn(
+            f"This model was not trained for the task {material.tasks()[0]}, so it may not go well with what is given; "
+            "train with the system's key `tasks`.",
+            stacklevel=2,
+        )
+    shape = settings.shape(system.shape)
+    seconds = system.seconds(system.blank(Batch(text=[""], id=[""]), shape))
+    return read(material, shape, {name: midpoints[0] for name, midpoints in seconds.items()})
+
+
+def repeated(about: Batch, b: int) -> Batch:
+    """What is given of one clip, for b clips."""
+    clips = {name: about[name].expand(b, *about[name].shape[1:]) for name in ("video", "audio") if name in about}  # type: ignore[literal-required]
+    held = {"held": about["held"]} if "held" in about else {}
+    return cast(Batch, {**clips, **held})
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -259,6 +305,7 @@ def write(clips: Batch, row: int, job: Job, out: Path, *, settings: Settings, fa
     side = (
         {"prompt": job.prompt, "id": job.id, "index": job.index, "file": path.name} | asdict(settings) | shape | facts
     )
+    side["material"] |= {"sha256": settings.material.hashes()}
     path.with_suffix(".json").write_text(json.dumps(side, indent=2, default=str) + "\n", encoding="utf-8")
     return path
 

@@ -16,8 +16,8 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
     **dict.fromkeys(
         ["__init__.py", "errors.py", "config.py", "batch.py", "process", "noise.py", "progress.py", "layers"], 0
     ),
-    **dict.fromkeys(["sampling.py", "guidance.py", "coupling.py", "data", "world"], 1),
-    **dict.fromkeys(["models", "autoencoders", "denoiser.py", "conditioners.py"], 2),
+    **dict.fromkeys(["sampling", "guidance.py", "coupling.py", "tasks.py", "data", "world"], 1),
+    **dict.fromkeys(["models", "autoencoders", "denoiser.py", "conditioners.py", "material.py"], 2),
     **dict.fromkeys(["systems", "metrics"], 3),
     **dict.fromkeys(["train"], 4),
     **dict.fromkeys(["build.py"], 5),
