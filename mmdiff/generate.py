@@ -305,7 +305,7 @@ def write(clips: Batch, row: int, job: Job, out: Path, *, settings: Settings, fa
     side = (
         {"prompt": job.prompt, "id": job.id, "index": job.index, "file": path.name} | asdict(settings) | shape | facts
     )
-    side["material"] |= {"sha256": settings.material.hashes()}
+    side["material"] = asdict(settings.material) | {"sha256": settings.material.hashes()}
     path.with_suffix(".json").write_text(json.dumps(side, indent=2, default=str) + "\n", encoding="utf-8")
     return path
 
