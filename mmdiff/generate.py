@@ -72,7 +72,7 @@ class Settings:
         frames = own.frames if self.seconds is None and self.fps is None else round((self.seconds or own.seconds) * fps)
         if frames < 1 or fps <= 0 or (self.size and min(self.size) < 1):
             raise UserError(f"A clip of {frames} frames at {fps} fps and size {self.size} cannot be made.")
-        return replace(own, fps=fps, frames=frames, size=tuple(self.size or own.size))
+        return replace(own, fps=fps, frames=frames, size=self.size or own.size)
 
 
 @dataclass(frozen=True)
