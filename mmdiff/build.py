@@ -30,10 +30,19 @@ PARTS = {
     # systems
     "diffusion": "mmdiff.systems.diffusion:Diffusion",
     "joint": "mmdiff.systems.joint:Joint",
+    "autoencoding": "mmdiff.systems.autoencoding:Autoencoding",
+    "naming": "mmdiff.systems.naming:Naming",
     # autoencoders
     "pixels": "mmdiff.autoencoders.pixels:Pixels",
     "pca": "mmdiff.autoencoders.pca:PCA",
     "mel": "mmdiff.autoencoders.mel:Mel",
+    "vae": "mmdiff.autoencoders.vae:VAE",
+    "plan": "mmdiff.autoencoders.coder:Plan",
+    "pretrained": "mmdiff.autoencoders.pretrained:Pretrained",
+    # what judges an autoencoder
+    "patch_discriminator": "mmdiff.models.discriminator:PatchDiscriminator",
+    "tower": "mmdiff.models.tower:Tower",
+    "perceptual": "mmdiff.models.tower:Perceptual",
     # conditioners
     "text": "mmdiff.conditioners:Text",
     "hf_text": "mmdiff.conditioners:HFText",

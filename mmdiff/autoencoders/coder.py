@@ -1,8 +1,8 @@
 """The two halves of a convolutional autoencoder: clip to moments, latent to clip.
 
-Stages of residual blocks, each stage but the last ending in a stride, then a middle with attention inside each frame; the
-decoder is the mirror image with one block more a stage (Esser et al. 2021, appendix B; Rombach et al. 2022, appendix G).
-`patch` folds pixels into channels at the door, which takes the costliest resolution out of the network.
+Stages of residual blocks, each stage but the last ending in a stride, then a middle with attention inside each frame;
+the decoder is the mirror image with one block more a stage (Esser et al. 2021, appendix B; Rombach et al. 2022,
+appendix G). `patch` folds pixels into channels at the door, which takes the costliest resolution out of the network.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class Encoder(nn.Module):
     def __init__(self, channels: int, out: int, plan: Plan) -> None:
         super().__init__()
         firsts, widths = plan.firsts, [plan.widths[0], *plan.widths]
-        self.patch, layers = plan.patch, []
+        self.patch = plan.patch
+        layers: list[nn.Module] = []
         self.enter = Conv(channels * math.prod(plan.patch), widths[0], kernel=plan.kernel, first=firsts[0])
         for i, (before, width) in enumerate(zip(widths, widths[1:])):
             for k in range(plan.blocks):
@@ -120,7 +121,7 @@ class Decoder(nn.Module):
         firsts, widths = plan.firsts[::-1], [plan.widths[-1], *reversed(plan.widths)]
         self.patch = plan.patch
         self.enter = Conv(latent, widths[0], kernel=plan.kernel, first=firsts[0])
-        layers = plan.middle(widths[0], firsts[0])
+        layers: list[nn.Module] = plan.middle(widths[0], firsts[0])
         for i, (before, width) in enumerate(zip(widths, widths[1:])):
             for k in range(plan.blocks + 1):
                 into = width if k else before

@@ -1,7 +1,7 @@
 """The diagonal Gaussian that an encoder answers with (Kingma and Welling 2014, appendices B and C), in nats per clip.
 
-Everything is summed over the numbers of a clip and never averaged over them: beside a squared error that is averaged over
-pixels, a summed divergence weighs as many times too much as a clip has pixels.
+Everything is summed over the numbers of a clip and never averaged over them: beside a squared error that is averaged
+over pixels, a summed divergence weighs as many times too much as a clip has pixels.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The learned codec: a convolutional autoencoder whose code is a Gaussian held near N(0, 1) (Rombach et al. 2022).
 
-It stands behind another codec, `front`: behind `Pixels` it codes pictures, clips (causal in time, so that latent k knows
-nothing of later frames) or waves, and behind `Mel` log-mel frames. `systems/autoencoding.py` trains it on `posterior` and
-`paint`; everyone else sees `encode` and `decode`, whose latents are the posterior's means, standardised channel by
-channel with statistics that `fit` takes from data.
+It stands behind another codec, `front`: behind `Pixels` it codes pictures, clips (causal in time, so that latent k
+knows nothing of later frames) or waves, and behind `Mel` log-mel frames. `systems/autoencoding.py` trains it on
+`posterior` and `paint`; everyone else sees `encode` and `decode`, whose latents are the posterior's means, standardised
+channel by channel with statistics that `fit` takes from data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class VAE(nn.Module):
     """KL autoencoder: clips (b c t h w) or (b c n) <-> latents (b latent t' h' w') or (b latent n').
 
     Lengths are divided by `plan.factor`. With plan.first = f > 0 the first latent step covers f frames (1: the first
-    frame alone, so that a picture is a clip) and each further one `factor[0]` frames: clips have f + k factor[0] frames.
+    frame alone, so that a picture is a clip) and each further one `factor[0]`: clips have f + k factor[0] frames.
     """
 
     mean: Tensor  # (latent)
@@ -55,7 +55,7 @@ class VAE(nn.Module):
         return _flat(self.decoder(self.before(_grid(z)), past), z.ndim)
 
     @property
-    def last(self) -> nn.Parameter:
+    def last(self) -> Tensor:
         """The weight of the decoder's last layer, at which the losses of two players are compared."""
         return self.decoder.leave.weight
 

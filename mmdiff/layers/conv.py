@@ -1,9 +1,9 @@
 """Convolutions on the space-time grid (b c t h w): one family for pictures, clips and sound.
 
-A picture is a clip of one frame and a wave is a clip of one pixel, so kernels [1, 3, 3], [3, 3, 3] and [3, 1, 1] make the
-2-D, the 3-D and the 1-D network out of the same blocks. Time may be causal: then nothing looks ahead, and a layer needs
-only its last few inputs to go on, which it keeps in a `Past` that the caller carries from one chunk of a long clip to
-the next (Yu et al. 2024, MAGVIT-v2, section 3; the first frame stands alone, so that pictures are clips too).
+A picture is a clip of one frame and a wave is a clip of one pixel, so kernels [1, 3, 3], [3, 3, 3] and [3, 1, 1] make
+the 2-D, the 3-D and the 1-D network out of the same blocks. Time may be causal: then nothing looks ahead, and a layer
+needs only its last few inputs to go on, which it keeps in a `Past` that the caller carries from one chunk of a long
+clip to the next (Yu et al. 2024, MAGVIT-v2, section 3; the first frame stands alone, so that pictures are clips too).
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ class Autoencoder(Protocol):
 class System(nn.Module):
     """Something that learns and dreams. Every random draw is a function of (seed, purpose, step, batch["id"])."""
 
+    redraws = False  # whether `generate` wants clips to make again, beside their captions
+
     @abstractmethod
     def players(self) -> dict[str, nn.Module]:
         """The trainable modules, each with an optimizer of its own; a GAN has two."""

@@ -44,8 +44,13 @@ def _mean(errors: list[float], ranks: Ranks, rounds: int) -> dict[str, float]:
 
 
 def preview(engine: Engine, held_out: Any, run: Run) -> Batch:
-    """Clips for the run's prompts, or for captions of held-out clips; every rank makes the same ones."""
+    """Clips for the run's prompts, or for captions of held-out clips; every rank makes the same ones.
+
+    A system that redraws clips gets held-out ones.
+    """
     wanted = run.sample
+    if engine.system.redraws:
+        return _on_host(engine.evaluate(partial(_redrawn, batch=gather(held_out, range(wanted.number)), run=run)))
     texts = wanted.prompts or gather(held_out, range(min(wanted.number, len(held_out))))["text"]
     texts = [texts[i % len(texts)] for i in range(wanted.number)]
     batch = Batch(text=texts, id=[f"preview-{i}" for i in range(len(texts))])
@@ -56,5 +61,15 @@ def preview(engine: Engine, held_out: Any, run: Run) -> Batch:
         )
         return made  # type: ignore[no-any-return]
 
-    clips = engine.evaluate(act)
+    return _on_host(engine.evaluate(act))
+
+
+def _redrawn(system: Any, *, batch: Batch, run: Run) -> Batch:
+    wanted = run.sample
+    return system.generate(  # type: ignore[no-any-return]
+        batch, seed=run.seed, steps=wanted.steps, sampler=wanted.sampler, guidance=wanted.guidance
+    )
+
+
+def _on_host(clips: Batch) -> Batch:
     return Batch(**{name: v.cpu() if isinstance(v, torch.Tensor) else v for name, v in clips.items()})  # type: ignore

@@ -20,6 +20,7 @@ from mmdiff.data.loader import gather, loader
 from mmdiff.errors import UserError
 from mmdiff.train import engine as engines
 from mmdiff.train import folder as folders
+from mmdiff.train.adopt import adopt_weights
 from mmdiff.train.checkpoint import Checkpoints, flush
 from mmdiff.train.engine import Engine
 from mmdiff.train.judge import evaluate, preview
@@ -126,13 +127,14 @@ def stream(train: Any, run: Run, ranks: Ranks, *, after: int) -> Iterator[tuple[
 
 
 def fit_statistics(system: Any, train: Any, run: Run, folder: Path, ranks: Ranks) -> None:
-    """What autoencoders take from data without gradients, fitted once by the first rank: latents.safetensors."""
+    """What parts take from other runs and from data without gradients, once, by the first rank: latents.safetensors."""
     if all(getattr(module, "fitted", True) for module in system.modules()):
         return
     path = folder / "latents.safetensors"
     if ranks.first and not path.is_file():
         before = {name: tensor.clone() for name, tensor in system.state_dict().items()}
         firsts = range(0, min(FITTED_ON, len(train)), run.batch)
+        adopt_weights(system)
         system.fit(gather(train, range(i, min(i + run.batch, len(train)))) for i in firsts)
         after = {name: tensor.contiguous() for name, tensor in system.state_dict().items()}
         changed = {name: t for name, t in after.items() if name not in before or not torch.equal(t, before[name])}

@@ -68,6 +68,8 @@ class Net(nn.Module):
 class System(nn.Module):
     """Denoises twelve numbers. `poison` maps a step to the clip whose loss is not a number then."""
 
+    redraws = False
+
     def __init__(self, poison: dict[int, str] | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
