@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shlex
 import sys
@@ -36,6 +37,7 @@ from mmdiff.errors import UserError
 
 Matched = Literal["parameters", "flops", "wall_clock", "steps"]
 OWN = ("base", "question", "vary", "seeds", "budget", "judge")  # keys of a question that are no keys of a recipe
+ROOT = Path(__file__).resolve().parents[2]  # where commands run
 TOOL = "tools/train.py"
 
 
@@ -88,7 +90,7 @@ class Cell:
 
     def command(self, base: str | Path, run: str | Path, *, steps: int) -> list[str]:
         """The words of the training command, which works by hand as well."""
-        return [sys.executable, TOOL, str(base), *self.overrides, f"steps={steps}", f"run={run}"]
+        return [sys.executable, TOOL, str(shorter(base)), *self.overrides, f"steps={steps}", f"run={shorter(run)}"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def read(path: str | Path) -> Question:
     sections = {"budget": _budget(own.get("budget", {})), "judge": own.get("judge", {})}
     question = Question(
         path=path,
-        base=_relative((path.parent / own["base"]).resolve()),
+        base=Path(os.path.abspath(path.parent / own["base"])),
         text=str(own.get("question", "")),
         common=tuple(flat({key: value for key, value in own.items() if key not in OWN})),
         arms=tuple(expand(own["vary"])),
@@ -210,9 +212,10 @@ def _override(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value)}"
 
 
-def _relative(path: Path) -> Path:
-    """From where we stand, if it lies below: commands are shorter and can be passed on."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def shorter(path: str | Path) -> Path:
+    """A path as commands say it, which run in the root of the source tree: relative to it, if it lies below."""
+    whole = Path(os.path.abspath(path))
+    return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole
 
 
 def _check(question: Question) -> None:

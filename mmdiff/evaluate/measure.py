@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -80,7 +81,7 @@ class Ruler:
         except (OSError, ValueError, TypeError):
             measured = self._measure(given)
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(".tmp")
+        staged = path.with_suffix(f".{os.getpid()}.tmp")
         staged.write_text(json.dumps(asdict(measured)), encoding="utf-8")
         staged.replace(path)
         return measured

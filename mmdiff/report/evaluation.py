@@ -33,6 +33,7 @@ def judge(
     seed: int,
     number: int,
     training: int | None,
+    cache: str | None,
     batch: int | None,
     settings: Settings = OWN,
     prompts: Sequence[str] | None = None,
@@ -43,9 +44,9 @@ def judge(
     path = Path(out) if out else Path(run or str(clips)) / "evaluation.json"
     result = evaluate(
         run, split=split, n=n, seed=seed, number=number, settings=settings, prompts=prompts, against=against,
-        clips=clips, training=training, out=path, batch=batch, devices=devices, progress=progress,
+        clips=clips, training=training, cache=cache, out=path, batch=batch, devices=devices, progress=progress,
     )  # fmt: skip
-    looked = pairs(result, data_of(run), cache=cache_of(run, clips, None), clips=clips) if run is not None else []
+    looked = pairs(result, data_of(run), cache=cache_of(run, clips, cache), clips=clips) if run is not None else []
     page = path.with_suffix(".html")
     page.write_text(render(result, looked, title=Path(run or str(clips)).name), encoding="utf-8")
     return [path, page]
