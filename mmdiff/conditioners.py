@@ -92,8 +92,9 @@ def _check_widths(route: str, found: Sequence[Tensor]) -> None:
 class Text(nn.Module):
     """A small transformer over pieces of the caption, trained with the model: any language, no vocabulary file.
 
-    A piece is a space and the bytes of a word, PIECE at most (a longer word is several), and its embedding is a
-    two-layer function of its UTF-8 bytes in their places: as exact as bytes, at an eighth of their number.
+    A piece is a space and the bytes of a word, PIECE at most (a longer word is several), and its embedding is the sum
+    of its UTF-8 bytes in their places and a two-layer function of that sum: as exact as bytes, at an eighth of their
+    number.
     tokens (b l width), mask (b l), vector (b width); l is the longest of the batch rounded up to a multiple of 8, at
     most `length`. The beginning is a token of its own, so the empty text is a text too. A caption that does not fit is
     cut between two pieces, and the first one is named in a warning.
@@ -109,6 +110,7 @@ class Text(nn.Module):
         self.bytes = nn.Embedding(PIECE * SYMBOLS, width)
         self.piece = nn.Sequential(RMSNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.positions = nn.Embedding(length, width)
+        self.positions.weight.data.mul_(0.1)  # at first a word says more than its place
         self.blocks = nn.ModuleList(TextBlock(width, heads) for _ in range(depth))
         self.norm = RMSNorm(width)
         self.vector = nn.Linear(width, width)
@@ -118,7 +120,8 @@ class Text(nn.Module):
         ids = self.ids(batch["text"]).to(self.positions.weight.device)  # (b l p)
         mask = (ids != PAD).any(-1)
         places = torch.arange(PIECE, device=ids.device) * SYMBOLS
-        x = self.piece(self.bytes(ids + places).sum(-2))  # (b l d)
+        code = self.bytes(ids + places).sum(-2) / PIECE**0.5  # (b l d), nearly orthogonal for different words
+        x = code + self.piece(code)
         x = x + self.positions.weight[: ids.shape[1]]
         for block in self.blocks:
             x = block(x, mask)
