@@ -23,6 +23,7 @@ from mmdiff.metrics.score import Clip
 
 QUANTILE = 0.01  # of held-out distances: nearer than this is a copy
 SIDE, FRAMES, STEPS = 16, 8, 50  # pixels, frames and moments of sound that are compared
+CHUNK = 1024  # training clips at once
 Descriptors = dict[str, Tensor]  # modality -> (clips d) uint8
 
 
@@ -54,12 +55,15 @@ def sounds(x: Tensor) -> NDArray[np.bool_]:
 
 def nearest(x: Tensor, training: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Root mean square distance (bytes / 255) to the nearest training clip, and its place -> (n,), (n,)."""
-    distances, places = [], []
-    for row in x:
-        gap = (training.float() - row.float()).square().mean(1).sqrt()  # clips
-        distances.append(float(gap.min()) / 255)
-        places.append(int(gap.argmin()))
-    return np.array(distances), np.array(places, dtype=np.int64)
+    mine = x.double()
+    best, place = torch.full((len(x),), torch.inf, dtype=torch.float64), torch.zeros(len(x), dtype=torch.int64)
+    for first in range(0, len(training), CHUNK):
+        theirs = training[first : first + CHUNK].double()
+        square = mine.square().sum(1)[:, None] + theirs.square().sum(1) - 2 * mine @ theirs.T  # exact: whole numbers
+        least, at = square.min(1)
+        place = torch.where(least < best, first + at, place)
+        best = torch.minimum(best, least)
+    return (best / x.shape[1]).sqrt().numpy() / 255, place.numpy()
 
 
 @dataclass(frozen=True)
