@@ -27,8 +27,8 @@ class PatchDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [channels, *widths]
-        strides = [stride] * (len(widths) - 1) + [(1, 1, 1)]
-        pairs = zip(sizes, sizes[1:], strides, strict=True)
+        strides = [*[stride] * (len(widths) - 1), (1, 1, 1)]
+        pairs = list(zip(sizes, sizes[1:], strides))
         self.convs = nn.ModuleList(Conv(a, b, kernel=kernel, stride=s) for a, b, s in pairs)
         self.norms = nn.ModuleList([nn.Identity(), *(norm(width, 0) for width in widths[1:])])
         self.head = Conv(sizes[-1], 1, kernel=kernel)

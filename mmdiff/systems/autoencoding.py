@@ -61,7 +61,7 @@ class Autoencoding(System):
         return {"autoencoder": self.autoencoder, **critic}
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Fit the codec in front; statistics of the latents are taken once they are trained, by the run that uses them."""
+        """Fit the codec in front; what `encode` needs beside it is fitted by the run that uses the latents."""
         front = self.autoencoder.front
         if not front.fitted:
             front.fit(torch.cat([self._clips(batch)[batch["valid"][self.modality]] for batch in batches]))
