@@ -61,7 +61,7 @@ def extend_backward(shapes: Shapes, u: Places) -> Masks:
 def inpaint(shapes: Shapes, u: Places) -> Masks:
     """The picture but for a box that stands still, a quarter to three quarters of each side; the sound is known."""
     masks = {name: ~mask for name, mask in generate(shapes, u).items()}
-    masks["video"][:, :, *_box(masks["video"].shape[2:], u)] = False
+    masks["video"][(..., *_box(masks["video"].shape[2:], u))] = False
     return masks
 
 
@@ -106,7 +106,10 @@ TASKS: dict[str, tuple[Task, tuple[str, ...]]] = {  # name -> the mask, and the 
     "inpaint_time": (inpaint_time, ()),
     "video_to_audio": (video_to_audio, ("video", "audio")),
     "audio_to_video": (audio_to_video, ("video", "audio")),
+    "video_only": (generate, ("video", "audio")),
+    "audio_only": (generate, ("video", "audio")),
 }
+ABSENT = {"video_only": "audio", "audio_only": "video"}  # what these tasks take away, as if the clip had none
 
 # ---- training ------------------------------------------------------------------------------------------------------
 
@@ -126,14 +129,23 @@ def draw(odds: Mapping[str, float], shapes: Shapes, *, seed: int, step: int, ids
     """One task a clip, by odds (any positive numbers) -> name: (b 1 ...); no masks at all where there are no odds."""
     if not odds:
         return {}
-    edges = torch.tensor(list(odds.values())).cumsum(0) / sum(odds.values())
-    chosen = torch.bucketize(noise.uniform(keys=noise.keys(seed, "task", step, ids)), edges[:-1], right=True)
-    places = [noise.uniform(keys=noise.keys(seed, f"task/{i}", step, ids)) for i in range(4)]
-    names = list(odds)
-    clips = [
-        TASKS[names[k]][0](shapes, u) for k, u in zip(chosen.tolist(), torch.stack(places, 1).tolist(), strict=True)
-    ]
+    places = torch.stack([noise.uniform(keys=noise.keys(seed, f"task/{i}", step, ids)) for i in range(4)], 1)
+    names = chosen(odds, seed=seed, step=step, ids=ids)
+    clips = [TASKS[name][0](shapes, u) for name, u in zip(names, places.tolist(), strict=True)]
     return {name: torch.stack([masks[name] for masks in clips]) for name in shapes}
+
+
+def kept(valid: Mapping[str, Tensor], odds: Mapping[str, float], *, seed: int, step: int, ids: Sequence[str]) -> Masks:
+    """The modalities that clips have (b,), less what their tasks take away."""
+    gone = [ABSENT.get(name) for name in chosen(odds, seed=seed, step=step, ids=ids)] if odds else [None] * len(ids)
+    return {name: here & torch.tensor([g != name for g in gone], device=here.device) for name, here in valid.items()}
+
+
+def chosen(odds: Mapping[str, float], *, seed: int, step: int, ids: Sequence[str]) -> list[str]:
+    """The name of the task of each clip."""
+    edges = torch.tensor(list(odds.values())).cumsum(0) / sum(odds.values())
+    places = torch.bucketize(noise.uniform(keys=noise.keys(seed, "task", step, ids)), edges[:-1], right=True)
+    return [list(odds)[k] for k in places.tolist()]
 
 
 # ---- small things --------------------------------------------------------------------------------------------------

@@ -78,7 +78,8 @@ class Diffusion(System):
         drop = draws.uniform(keys=draws.keys(seed, "drop", step, ids)) < self.drop
         packed = spread(t, self.latent_shapes(batch))
         held = masks.draw(self.tasks, self.latent_shapes(batch), seed=seed, step=step, ids=ids)
-        batch = cast(Batch, {**dropped(batch, drop), "held": held})
+        valid = masks.kept(batch["valid"], self.tasks, seed=seed, step=step, ids=ids)
+        batch = cast(Batch, {**dropped(batch, drop), "held": held, "valid": valid})
         errors = self.errors(batch, t=packed, keys=draws.keys(seed, "noise", step, ids))
         batch["valid"] = learned(batch["valid"], held)
         loss, logs = self.weigh(errors, batch)
@@ -164,7 +165,7 @@ class Diffusion(System):
         """A batch that names clips and describes them, completed by what the shape says about all of them."""
         b, shape = len(batch["text"]), shape or self.shape
         fps, ids = torch.full((b,), shape.fps), batch.get("id") or [str(i) for i in range(b)]
-        everywhere = {name: torch.ones(b, dtype=torch.bool) for name in self.autoencoders}
+        everywhere = {name: torch.ones(b, dtype=torch.bool) for name in self.autoencoders} | batch.get("valid", {})
         blank = Batch(text=batch["text"], id=ids, fps=fps, rate=shape.rate, valid=everywhere, shape=shape)
         kept = ("held", "latents", "negative", *batch.get("held", {}))  # what is given of the clips
         return cast(Batch, {**{key: value for key, value in batch.items() if key in kept}, **blank})

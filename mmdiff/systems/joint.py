@@ -17,6 +17,7 @@ from mmdiff import tasks as masks
 from mmdiff.batch import Batch, ClipShape, Cond
 from mmdiff.coupling import Coupling, SharedCoupling
 from mmdiff.denoiser import Denoiser
+from mmdiff.process import widen
 from mmdiff.sampling import uniform
 from mmdiff.systems.diffusion import UNSAID, Diffusion, clips, decode_with
 from mmdiff.systems.weights import FixedWeights, Weights
@@ -64,7 +65,9 @@ class Joint(Diffusion):
     def decode(self, x: Tensor, batch: Batch, *, keys: Sequence[int]) -> Batch:
         parts = unpack(x, self.latent_shapes(batch))
         decoded = {name: decode_with(self.codecs[name], z, keys) for name, z in parts.items()}
-        return cast(Batch, {**batch, **decoded})
+        here = {name: batch["valid"][name].to(clip.device) for name, clip in decoded.items()}
+        silent = {name: torch.where(widen(here[name], clip), clip, 0.0) for name, clip in decoded.items()}
+        return cast(Batch, {**batch, **silent})
 
     def parts(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
         return unpack(x, self.latent_shapes(batch))

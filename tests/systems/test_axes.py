@@ -13,7 +13,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 from test_joint_system import SHAPES, batch, dream, randomised, system, without
 
-from mmdiff import build, noise
+from mmdiff import build, noise, tasks
 from mmdiff.batch import Batch
 from mmdiff.conditioners import isolated
 from mmdiff.coupling import Coupled, IndependentCoupling, MixedCoupling, SharedCoupling, ShiftedCoupling, spread
@@ -152,3 +152,48 @@ def test_an_absent_modality_gives_exactly_no_gradient(missing: str, coupling: An
     for name, p in parts.denoiser.net.net.named_parameters():  # type: ignore[union-attr]
         if any(f"{part}.{missing}" in name for part in ("branches", "time", "vector", "read")):
             assert p.grad is None or float(p.grad.abs().sum()) == 0, name
+
+
+# ---- one model for every mode --------------------------------------------------------------------------------------
+
+MODES = {"generate": 2.0, "video_only": 1.0, "audio_only": 1.0, "video_to_audio": 1.0, "audio_to_video": 1.0}
+
+
+@pytest.mark.parametrize("missing", list(SHAPES))
+def test_a_task_takes_a_modality_away_as_if_it_were_not_there(missing: str) -> None:
+    (other,) = set(SHAPES) - {missing}
+    parts = system(share=[], tasks={f"{other}_only": 1.0})
+    loss, logs = parts.loss(batch([0, 1, 2]), seed=0, step=0)
+    plain, _ = system(share=[]).loss(without(batch([0, 1, 2]), missing, 0, 1, 2), seed=0, step=0)
+    torch.testing.assert_close(loss, plain)
+    loss.backward()
+    assert logs[f"loss/{missing}"] == 0
+    for name, p in parts.denoiser.net.net.named_parameters():  # type: ignore[union-attr]
+        if any(f"{part}.{missing}" in name for part in ("branches", "time", "vector")) or "bridges" in name:
+            assert p.grad is None or float(p.grad.abs().sum()) == 0, name
+
+
+def test_one_model_learns_every_mode_by_odds() -> None:
+    """The loss of a clip is that of its own task alone, whatever the others do."""
+    clips = batch(list(range(24)))
+    drawn = tasks.chosen(MODES, seed=0, step=3, ids=clips["id"])
+    assert set(drawn) == set(MODES)
+    together, logs = system(tasks=MODES).loss(clips, seed=0, step=3)
+    singles = [system(tasks={mode: 1.0}).loss(batch([i]), seed=0, step=3)[0] for i, mode in enumerate(drawn)]
+    torch.testing.assert_close(together, torch.stack(singles).mean(), rtol=1e-4, atol=1e-5)
+    counts = {name: sum(int(logs[f"loss/{name}@{level}"][1]) for level in LEVELS) for name in SHAPES}
+    silent = {"video": ("audio_only", "video_to_audio"), "audio": ("video_only", "audio_to_video")}
+    assert counts == {name: 24 - sum(mode in modes for mode in drawn) for name, modes in silent.items()}
+
+
+def test_a_model_may_dream_one_modality_alone() -> None:
+    """Asked for pictures without sound it hears none, and gives none."""
+    parts = system(share=[])
+    asked = Batch(text=["a red ball"], id=["a"], valid={"audio": torch.tensor([False])})
+    made = parts.generate(asked, seed=0, steps=3)
+    assert not made["audio"].any() and not made["valid"]["audio"].any() and made["valid"]["video"].all()
+    both = parts.generate(Batch(text=["a red ball"], id=["a"]), seed=0, steps=3)
+    assert both["audio"].any() and not torch.allclose(both["video"], made["video"], atol=1e-3)
+    for p in parts.denoiser.net.net.branches["audio"].parameters():  # type: ignore[union-attr,index]
+        p.data.mul_(2.0)
+    torch.testing.assert_close(parts.generate(asked, seed=0, steps=3)["video"], made["video"])
