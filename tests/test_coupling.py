@@ -22,7 +22,7 @@ from mmdiff.coupling import (
 )
 from mmdiff.errors import UserError
 from mmdiff.process import Cosine, Linear, LogitNormal, shift
-from mmdiff.sampling import SAMPLERS, shifted, start, uniform
+from mmdiff.sampling import SAMPLERS, draws, shifted, start, uniform
 
 B, NAMES, SHAPES = 512, ["video", "audio"], {"video": (2, 3), "audio": (4,)}
 SHIFTED = ShiftedCoupling({"audio": 3.0})
@@ -107,7 +107,7 @@ def test_a_coupled_sampler_is_a_sampler_for_each_modality(sampler: str, process:
         return mean + (a / 4) / (a**2 / 4 + s**2) * (x - a * mean)
 
     def walk(process: Any, times: Tensor, denoise: Any, part: slice) -> Tensor:
-        extra = {"noise": lambda i: fresh(i)[:, part]} if sampler == "ancestral" else {}
+        extra = {"noise": lambda i: fresh(i)[:, part]} if draws(SAMPLERS[sampler]) else {}
         begin = start(x[:, part], process=process, times=times)
         return SAMPLERS[sampler](denoise, begin, process=process, times=times, **extra)
 

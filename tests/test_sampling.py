@@ -46,7 +46,7 @@ def fresh(i: int) -> Tensor:
 
 
 def options(sampler: str) -> dict[str, Callable[[int], Tensor]]:
-    return {"noise": fresh} if sampler == "ancestral" else {}
+    return {"noise": fresh} if sampling.draws(SAMPLERS[sampler]) else {}
 
 
 def gaussian(process: Process) -> Denoise:
@@ -295,7 +295,7 @@ def test_times_arrive_per_sample_and_progress_is_told(sampler: str) -> None:
         return x
 
     x = torch.zeros(2, 3, dtype=torch.float32)
-    more = {"noise": lambda i: torch.zeros(2, 3)} if sampler == "ancestral" else {}
+    more = {"noise": lambda i: torch.zeros(2, 3)} if sampling.draws(SAMPLERS[sampler]) else {}
     y = SAMPLERS[sampler](
         denoise, x, process=Linear(), times=uniform(4), report=lambda i, n: told.append((i, n)), **more
     )
@@ -324,7 +324,7 @@ def test_start_is_noise_of_the_process_scale() -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_step_waits_for_the_device(sampler: str) -> None:
     x = torch.zeros(64, 3, device="cuda")
-    more = {"noise": lambda i: torch.zeros_like(x)} if sampler == "ancestral" else {}
+    more = {"noise": lambda i: torch.zeros_like(x)} if sampling.draws(SAMPLERS[sampler]) else {}
     torch.cuda.set_sync_debug_mode("error")
     try:
         SAMPLERS[sampler](gaussian(Linear()), x, process=Linear(), times=uniform(4), **more)

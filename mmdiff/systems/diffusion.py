@@ -24,6 +24,7 @@ from mmdiff.errors import UserError
 from mmdiff.guidance import cfg, given
 from mmdiff.process import Process, widen
 from mmdiff.sampling import SAMPLERS, start, uniform
+from mmdiff.sampling import draws as takes_noise
 from mmdiff.systems.base import Autoencoder, Logs, Report, System
 from mmdiff.systems.given import known, learned, unknown_mean, whole
 from mmdiff.systems.weights import FixedWeights, Weights
@@ -252,7 +253,7 @@ class Diffusion(System):
 
     def _fresh(self, sampler: str, x: Tensor, batch: Batch, seed: int) -> dict[str, Callable[[int], Tensor]]:
         """The noise argument of the samplers that take one."""
-        if sampler != "ancestral":
+        if not takes_noise(SAMPLERS[sampler]):
             return {}
         shape = x.shape[1:]
         return {"noise": lambda i: draws.normal(shape, keys=draws.keys(seed, "fresh", i, batch["id"]), device=x.device)}
