@@ -29,6 +29,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--no-ema", dest="ema", action="store_false", help="the raw weights instead of their moving average")
     add("--training", type=int, metavar="N", help="search copies in N training clips (default: all; 0: leave it out)")
     add("--cache", metavar="FOLDER", help="what was made and measured (default RUN/evaluation); runs may share one")
+    add("--plugin", action="append", default=[], metavar="NAME=PATH", help="weights of fvd, fid, fad_vggish, ...")
     add("--batch", type=int, help="clips at once (default: what fits the memory)")
     add("--device", default="", help="cpu, cuda:0 or several with commas (default: every GPU, else the CPU)")
     return parser.parse_args(argv)
@@ -44,7 +45,9 @@ def main(argv: list[str]) -> None:
     prompts = read_prompts(args.prompts) if args.prompts else None
     devices = [name for name in args.device.split(",") if name]
     same = ("run", "split", "n", "against", "clips", "out", "seed", "number", "training", "cache", "batch")
-    paths = judge(settings=choices, prompts=prompts, devices=devices, **{name: getattr(args, name) for name in same})
+    plugins = dict(item.partition("=")[::2] for item in args.plugin)
+    options = {name: getattr(args, name) for name in same}
+    paths = judge(plugins=plugins, settings=choices, prompts=prompts, devices=devices, **options)
     print("\n".join(map(str, paths)))
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mmdiff import build
@@ -28,6 +29,7 @@ from mmdiff.progress import bar
 from mmdiff.train.settings import Sample
 
 Pair = tuple[Clip, Clip, dict[str, Any]]
+NONE: Mapping[str, str | Path] = MappingProxyType({})
 OWN = Settings()  # the run's own choices
 
 
@@ -54,6 +56,7 @@ def evaluate(
     against: str | Path | None = None,
     clips: str | Path | None = None,
     training: int | None = None,
+    plugins: Mapping[str, str | Path] = NONE,
     cache: str | Path | None = None,
     out: str | Path | None = None,
     batch: int | None = None,
@@ -76,6 +79,7 @@ def evaluate(
     against   real clips (a folder or manifest) for the distances, instead of held-out clips of the split
     clips     a folder or manifest of clips made elsewhere, judged instead of the run's
     training  how many training clips copies are searched in; None is all of them, 0 leaves the search out
+    plugins   name -> weights of published scores, see `metrics/plugins.py`: {"fvd": "i3d_torchscript.pt"}
     cache     where clips, rows and the training set's descriptors are kept; default RUN/evaluation. Runs may share one
     out       a JSON file to write
 
@@ -83,7 +87,7 @@ def evaluate(
     """
     if run is None and clips is None:
         raise UserError("There is nothing to judge: name a run, or a folder of clips with --clips.")
-    kept, choice = cache_of(run, clips, cache), Choice(split, n, seed, against, training)
+    kept, choice = cache_of(run, clips, cache), Choice(split, n, seed, against, training, plugins)
     data = None if (home := like or run) is None else data_of(home)
     truth = None if data is None else ground_truth(data, choice)
     if clips is not None:

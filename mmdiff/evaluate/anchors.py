@@ -6,6 +6,7 @@ clips, and no real clip stands on both sides of a distance.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mmdiff.evaluate.measure import Anchors
 from mmdiff.evaluate.training import descriptors
 from mmdiff.metrics.memorisation import Bar, describe
 from mmdiff.metrics.nulls import applicable, copier
+from mmdiff.metrics.plugins import load
 
 COPIED = 512  # training clips that the copier may choose from
 HELD_OUT = 256  # held-out clips, at least, that say how near to the training set an unseen clip lies
@@ -33,6 +35,7 @@ class Choice:
     seed: int
     against: str | Path | None
     training: int | None
+    plugins: Mapping[str, str | Path]
 
     @property
     def splits(self) -> list[str]:
@@ -64,7 +67,10 @@ def anchors(
         copies = Bar.of({name: x for name, x in found.items() if name in have}, describe(held.clips))
         record["memorisation"] = {"training_clips": total, "held_out_clips": copies.held_out, "limits": copies.limits}
     near = reference if len(reference.clips) >= FEWEST else None
-    return Anchors(near, copies, None if truth is None else truth.only(have), choice.seed), record
+    plugged = tuple(load(name, path) for name, path in choice.plugins.items())
+    if plugged:
+        record["plugins"] = {one.name: one.record(len(judged.clips)) for one in plugged}
+    return Anchors(near, copies, None if truth is None else truth.only(have), choice.seed, plugged), record
 
 
 def _held_out(data: dict[str, Any], choice: Choice, *, progress: bool) -> Set:

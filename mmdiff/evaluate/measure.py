@@ -26,6 +26,7 @@ from mmdiff.evaluate.clips import Set, modalities
 from mmdiff.metrics import alignment, diversity, frechet, memorisation, score, statistics
 from mmdiff.metrics.faithfulness import Reading, read
 from mmdiff.metrics.features import SPACES, features
+from mmdiff.metrics.plugins import Plugin
 from mmdiff.metrics.score import Row
 from mmdiff.world.caption import parse
 from mmdiff.world.things import Facts
@@ -51,6 +52,7 @@ class Anchors:
     bar: memorisation.Bar | None = None
     truth: Set | None = None  # the oracle row's clips
     seed: int = 1
+    plugins: tuple[Plugin, ...] = ()
 
     def digest(self) -> str:
         """A hash of everything in here."""
@@ -58,7 +60,9 @@ class Anchors:
         trained = (
             {} if self.bar is None else {n: [limit, len(self.bar.training[n])] for n, limit in self.bar.limits.items()}
         )
-        return hashlib.sha256(json.dumps([parts, trained, self.seed]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([parts, trained, self.seed, [(one.name, one.weights) for one in self.plugins]]).encode()
+        ).hexdigest()
 
 
 class Ruler:
@@ -66,11 +70,18 @@ class Ruler:
 
     def __init__(self, anchors: Anchors, cache: Path) -> None:
         self.anchors, self.folder, self.hash = anchors, cache / "rows", anchors.digest()
-        reference, self.features = anchors.reference, dict[str, NDArray[np.float32]]()
-        if reference is not None and len(reference.clips) > 1:
-            have = modalities(reference.clips)
-            spaces = [space for space, modality in SPACES.items() if modality in have]
-            self.features = {s: features(reference.clips, s) for s in spaces if s != "motion" or _moves(reference)}
+        self.features: dict[str, NDArray[np.float32]] = {}
+        self.embedded: dict[str, NDArray[np.float32]] = {}
+        reference = anchors.reference
+        if reference is None or len(reference.clips) < 2:
+            return
+        have = modalities(reference.clips)
+        for space, modality in SPACES.items():
+            if modality in have and (space != "motion" or _moves(reference)):
+                self.features[space] = features(reference.clips, space)
+        for one in anchors.plugins:
+            if one.protocol.distance and set(have) >= set(one.protocol.needs):
+                self.embedded[one.name] = one.embed(reference.clips, reference.prompts)
 
     def __call__(self, given: Set) -> Measured:
         """The row of a set."""
@@ -90,7 +101,8 @@ class Ruler:
         seed, prompts = self.anchors.seed, given.prompts
         values, nearest = self._values(given)
         row = score.summary(values, self._oracle(given), prompts, seed=seed)
-        return Measured(row | self._distances(given) | self._effective(given), values, nearest)
+        row = row | self._distances(given) | self._effective(given) | self._plugged(given)
+        return Measured(row, values, nearest)
 
     def _values(self, given: Set) -> tuple[Values, list[dict[str, Any]]]:
         """The metrics that single clips have."""
@@ -135,6 +147,14 @@ class Ruler:
                 value = diversity.vendi(features(given.clips, space).mean(1), width=width)
                 n = len(set(given.prompts))
                 row[name] = statistics.Interval(value, math.nan, math.nan, n).row()
+        return row
+
+    def _plugged(self, given: Set) -> Row:
+        """The scores of the plug-ins that these clips have the modalities for."""
+        have, row = set(modalities(given.clips)), Row()
+        for one in self.anchors.plugins:
+            if have >= set(one.protocol.needs):
+                row[one.name] = one.row(given.clips, given.prompts, self.embedded.get(one.name), seed=self.anchors.seed)
         return row
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdiff.evaluate import OWN, Pair, cache_of, evaluate, pairs
+from mmdiff.evaluate import NONE, OWN, Pair, cache_of, evaluate, pairs
 from mmdiff.evaluate.clips import data_of
 from mmdiff.generate import Settings
 from mmdiff.report import figures, gallery, scores
@@ -35,6 +35,7 @@ def judge(
     training: int | None,
     cache: str | None,
     batch: int | None,
+    plugins: Mapping[str, str | Path] = NONE,
     settings: Settings = OWN,
     prompts: Sequence[str] | None = None,
     devices: Sequence[str] = (),
@@ -44,7 +45,8 @@ def judge(
     path = Path(out) if out else Path(run or str(clips)) / "evaluation.json"
     result = evaluate(
         run, split=split, n=n, seed=seed, number=number, settings=settings, prompts=prompts, against=against,
-        clips=clips, training=training, cache=cache, out=path, batch=batch, devices=devices, progress=progress,
+        clips=clips, training=training, plugins=plugins, cache=cache, out=path, batch=batch,
+        devices=devices, progress=progress,
     )  # fmt: skip
     looked = pairs(result, data_of(run), cache=cache_of(run, clips, cache), clips=clips) if run is not None else []
     page = path.with_suffix(".html")

@@ -25,6 +25,8 @@ ORDINARY = {
     "onset_f1": "onset F1", "onset_f1_shuffled": "… shuffled", "onset_lag_ms": "lag, ms",
     "fd_rand_appearance_ratio": "appearance", "fd_rand_motion_ratio": "motion", "fd_rand_spectrum_ratio": "spectrum",
     "fd_rand_time_ratio": "time", "memorised_video": "copied pictures", "memorised_audio": "copied sounds",
+    "fvd": "FVD", "fid": "FID", "fad_vggish": "FAD", "fad_clap": "FAD-CLAP", "clip_score": "CLIP",
+    "imagebind_score": "ImageBind",
 }  # fmt: skip
 NAMES = {"oracle": "ground truth", "codec": "ground truth, through the codec"}
 JUDGED = ("model", "clips")
