@@ -8,6 +8,7 @@ channel by channel with statistics that `fit` takes from data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -20,9 +21,14 @@ from mmdiff.autoencoders.pixels import Pixels
 from mmdiff.errors import UserError
 from mmdiff.layers.conv import Conv, Past
 
+QUIET = 0.05  # standard deviations of the noise in a code that begins as a base's
+
 
 class VAE(nn.Module):
     """KL autoencoder: clips (b c t h w) or (b c n) <-> latents (b latent t' h' w') or (b latent n').
+
+    `base`, a linear codec with latents of the same shape, is what it begins as: its numbers and its pictures are added
+    to those of the networks, whose last layers are zero at first, so that no step is spent on what a fit can do.
 
     Lengths are divided by `plan.factor`. With plan.first = f > 0 the first latent step covers f frames (1: the first
     frame alone, so that a picture is a clip) and each further one `factor[0]`: clips have f + k factor[0] frames.
@@ -32,13 +38,18 @@ class VAE(nn.Module):
     scale: Tensor  # (latent), standard deviations
     ready: Tensor  # () bool
 
-    def __init__(self, *, channels: int, latent: int, plan: Plan, front: nn.Module | None = None) -> None:
+    def __init__(
+        self, *, channels: int, latent: int, plan: Plan, front: nn.Module | None = None, base: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.channels, self.inner, self.plan = latent, channels, plan
         self.front: Any = front or Pixels(channels=channels)
         self.encoder, self.decoder = Encoder(channels, 2 * latent, plan), Decoder(latent, channels, plan)
         self.after = Conv(2 * latent, 2 * latent, kernel=(1, 1, 1))
         self.before = Conv(latent, latent, kernel=(1, 1, 1))
+        self.base: Any = base
+        if base is not None:
+            self._begin_as_base()
         self.register_buffer("mean", torch.zeros(latent))
         self.register_buffer("scale", torch.ones(latent))
         self.register_buffer("ready", torch.tensor(False))
@@ -48,11 +59,13 @@ class VAE(nn.Module):
 
     def posterior(self, x: Tensor, past: Past | None = None) -> Gaussian:
         """What the front made of clips (b c ...) -> q(z | x), its numbers not standardised."""
-        return Gaussian.of(_flat(self.after(self.encoder(_grid(x), past)), x.ndim))
+        q = Gaussian.of(_flat(self.after(self.encoder(_grid(x), past)), x.ndim))
+        return q if self.base is None else Gaussian(q.mean + self.base.encode(x), q.logvar)
 
     def paint(self, z: Tensor, past: Past | None = None) -> Tensor:
         """Latents as the posterior has them -> what the front takes to be clips (b c ...), not clamped."""
-        return _flat(self.decoder(self.before(_grid(z)), past), z.ndim)
+        y = _flat(self.decoder(self.before(_grid(z)), past), z.ndim)
+        return y if self.base is None else y + self.base.decode(z)
 
     @property
     def last(self) -> Tensor:
@@ -75,14 +88,21 @@ class VAE(nn.Module):
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
         """Mean and standard deviation of each latent channel over clips (b c ...), by the weights as they are now."""
-        if not self.front.fitted:
-            self.front.fit(x)
+        self.fit_fixed(x)
         device = next(self.parameters()).device
         z = torch.cat([self._mean(chunk.to(device)).cpu().double() for chunk in x.split(32)])
         rows = z.transpose(0, 1).flatten(1)  # (latent n)
         self.mean.copy_(rows.mean(1))
         self.scale.copy_(rows.std(1, correction=0).clamp(min=1e-6))
         self.ready.fill_(True)
+
+    @torch.no_grad()
+    def fit_fixed(self, x: Tensor) -> None:
+        """Fit what is not trained, the front and the base, to clips (b c ...)."""
+        if not self.front.fitted:
+            self.front.fit(x)
+        if self.base is not None and not self.base.fitted:
+            self.base.fit(torch.cat([self.front.encode(chunk) for chunk in x.split(32)]))
 
     def encode(self, x: Tensor) -> Tensor:
         """Clips -> latents, the means of the posterior, each channel of mean 0 and variance 1 over the fitted clips."""
@@ -141,6 +161,16 @@ class VAE(nn.Module):
         past = self._past()
         for chunk in chunks:
             yield self.front.decode(self.paint(self.restore(chunk), past).float())
+
+    @torch.no_grad()
+    def _begin_as_base(self) -> None:
+        """Zero the last layers; a code then has QUIET standard deviations of noise."""
+        if self.plan.first not in (0, self.plan.factor[0]):
+            raise UserError(f"A base codes whole steps: plan.first must be 0 or {self.plan.factor[0]}.")
+        for layer in (self.after, self.decoder.leave):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.after.bias[self.channels :], 2 * math.log(QUIET))
 
     def _past(self) -> Past:
         if not self.plan.first:

@@ -38,7 +38,8 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         conv = nn.Conv3d(channels, out, tuple(kernel), tuple(stride))  # type: ignore[arg-type]
-        self.weight, self.bias, self.stride, self.first = conv.weight, conv.bias, tuple(stride), first
+        self.weight, self.stride, self.first = conv.weight, tuple(stride), first
+        self.bias: nn.Parameter = conv.bias  # type: ignore[assignment]
         pads = [((k - s) // 2, k - s - (k - s) // 2) for k, s in zip(kernel, stride, strict=True)]
         if first:
             pads[0] = (kernel[0] - lead(first, stride[0]), 0)

@@ -61,10 +61,11 @@ class Autoencoding(System):
         return {"autoencoder": self.autoencoder, **critic}
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Fit the codec in front; what `encode` needs beside it is fitted by the run that uses the latents."""
-        front = self.autoencoder.front
-        if not front.fitted:
-            front.fit(torch.cat([self._clips(batch)[batch["valid"][self.modality]] for batch in batches]))
+        """Fit the codecs in front and below; latents get their statistics in the run that uses them."""
+        inside = (self.autoencoder.front, self.autoencoder.base)
+        if not all(part is None or part.fitted for part in inside):
+            kept = [self._clips(batch)[batch["valid"][self.modality].to(self._device)] for batch in batches]
+            self.autoencoder.fit_fixed(torch.cat(kept))
 
     # ---- losses ----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from mmdiff import noise
 from mmdiff.autoencoders.coder import Plan
 from mmdiff.autoencoders.mel import Mel
+from mmdiff.autoencoders.pca import PCA
 from mmdiff.autoencoders.vae import VAE
 from mmdiff.errors import UserError
 
@@ -173,6 +175,23 @@ def test_waves_and_mel_pictures_go_through_the_same_blocks() -> None:
     assert mel.front.fitted and mel.grid((1, 800)) == (6, 4) == tuple(mel.encode(x).shape[1:])
     assert mel.invents_phase and mel.decode(mel.encode(x), keys=[1, 2]).shape == x.shape
     assert torch.allclose(mel.seconds(4, rate=8000.0), (torch.arange(4) + 0.5) * 0.025)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_it_begins_as_its_base_and_learns_from_there(first: int) -> None:
+    torch.manual_seed(0)
+    plan = Plan(widths=[8, 8], strides=[[2, 1, 1]], kernel=[3, 3, 3], patch=[1, 4, 4], blocks=1, groups=4, first=first)
+    codec = VAE(channels=3, latent=8, plan=plan, base=PCA(patch=[2, 4, 4], components=8))
+    x = clips(4)
+    codec.fit(x)
+    linear = PCA(patch=[2, 4, 4], components=8)
+    linear.fit(x)
+    assert torch.allclose(codec.decode(codec.encode(x)), linear.decode(linear.encode(x)), atol=1e-5)
+    assert torch.allclose(codec.posterior(x).logvar.exp(), torch.full((1,), 0.05**2), atol=1e-6)
+    (codec.paint(codec.posterior(x).mean) - x).square().mean().backward()
+    assert codec.after.weight.grad is not None and codec.decoder.leave.weight.grad.any()
+    with pytest.raises(UserError, match="must be 0 or 2"):
+        VAE(channels=3, latent=8, plan=replace(plan, first=1), base=linear)
 
 
 def test_mistakes_are_named() -> None:
