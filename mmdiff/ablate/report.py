@@ -91,9 +91,10 @@ def gaps(result: Result) -> str:
         if arm != first
     )
     note = (
-        f"Each arm minus “{escape(first)}”, paired by seed and prompt, with its 95 % interval. p is that of the recipes "
-        "(over seeds and prompts, Holm's correction over arms; bold below 0.05), p' that of these trained models alone "
-        "(over prompts, random signs): with few seeds p' can be small where p is not, and only p speaks of the next training."
+        f"Each arm minus “{escape(first)}”, paired by seed and prompt, with its 95 % interval. p is that of the "
+        "recipes (over seeds and prompts, Holm's correction over arms; bold below 0.05), p' that of these very models "
+        "(over prompts, random signs): with few seeds p' can be small where p is not, and only p speaks of the next "
+        "training."
     )
     return f'<h2>Differences</h2>{_table(head, body)}<p class="note">{note}</p>'
 

@@ -146,8 +146,10 @@ class Runner:
             self.running.remove(process)
         if code == 0:
             return None
-        if self.stopping or code == STOPPED:
+        if self.stopping:
             raise KeyboardInterrupt
+        if code == STOPPED:
+            return "stopped by a signal after saving; the same command goes on with it"
         return said(log, begins, code).replace(f"{shorter(self.out)}/", "")
 
     def _wait(self, cell: Cell) -> None:

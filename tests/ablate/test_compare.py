@@ -43,12 +43,14 @@ def test_crossed_variance_is_the_sum_of_both() -> None:
 @pytest.mark.parametrize("seeds, share", [(3, 1.0), (3, 0.1), (8, 0.5)])
 def test_its_intervals_cover(seeds: int, share: float) -> None:
     """95 % intervals hold the truth about 95 % of the time, also with 3 seeds that differ a lot."""
-    hits, trials = 0, 400
+    hits, trials = 0, 150
     for trial in range(trials):
-        table = gauss(seeds, 1, seed=trial) * share + gauss(1, 30, seed=trial + 10**6) + gauss(seeds, 30, seed=-~trial * 7)
+        table = (
+            gauss(seeds, 1, seed=trial) * share + gauss(1, 30, seed=trial + 10**6) + gauss(seeds, 30, seed=-~trial * 7)
+        )
         found = estimate(table)
         hits += found.low <= 0 <= found.high
-    assert 0.92 <= hits / trials <= 1.0
+    assert 0.9 <= hits / trials <= 1.0
 
 
 def test_flipping_signs_is_exact_for_few_and_agrees_for_many() -> None:
@@ -66,7 +68,7 @@ def test_holm_by_hand() -> None:
 
 
 def test_pairing_removes_what_arms_share() -> None:
-    """Seeds and prompts that vary a lot, and a constant effect: the means' intervals overlap, the difference is sharp."""
+    """Seeds and prompts vary a lot, the effect does not: the means' intervals overlap, the difference is sharp."""
     shared = 3 * gauss(3, 20)
     values = {
         "first": {s: {"m": list(shared[s])} for s in range(3)},
