@@ -27,6 +27,9 @@ PARTS = {
     # data
     "clips": "mmdiff.data.clips:Clips",
     "clip_shape": "mmdiff.batch:ClipShape",
+    "buckets": "mmdiff.data.buckets:Buckets",
+    "bucketed": "mmdiff.data.plans:Bucketed",
+    "packed": "mmdiff.data.plans:Packed",
     # systems
     "diffusion": "mmdiff.systems.diffusion:Diffusion",
     "joint": "mmdiff.systems.joint:Joint",
@@ -65,6 +68,15 @@ PARTS = {
     "fixed_weights": "mmdiff.systems.weights:FixedWeights",
     "token_weights": "mmdiff.systems.weights:TokenWeights",
     "uncertainty_weights": "mmdiff.systems.weights:UncertaintyWeights",
+    # losses and their weights
+    "squared": "mmdiff.losses:Squared",
+    "huber": "mmdiff.losses:Huber",
+    "pseudo_huber": "mmdiff.losses:PseudoHuber",
+    "directed": "mmdiff.losses:Directed",
+    "hybrid": "mmdiff.losses:Hybrid",
+    "min_snr": "mmdiff.losses:MinSNR",
+    "edm_weight": "mmdiff.losses:EDMWeight",
+    "as_target": "mmdiff.losses:AsTarget",
     # processes, draws of t, grids of sampling times
     "linear": "mmdiff.process:Linear",
     "cosine": "mmdiff.process:Cosine",

@@ -16,11 +16,11 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
     **dict.fromkeys(
         ["__init__.py", "errors.py", "config.py", "batch.py", "process", "noise.py", "progress.py", "layers"], 0
     ),
-    **dict.fromkeys(["sampling", "guidance.py", "coupling.py", "tasks.py", "data", "world"], 1),
+    **dict.fromkeys(["sampling", "losses", "guidance", "coupling.py", "tasks.py", "data", "world"], 1),
     **dict.fromkeys(["models", "autoencoders", "denoiser.py", "conditioners.py", "material.py"], 2),
     **dict.fromkeys(["systems", "metrics"], 3),
     **dict.fromkeys(["train"], 4),
-    **dict.fromkeys(["build.py"], 5),
+    **dict.fromkeys(["build.py", "request.py"], 5),
     **dict.fromkeys(["export.py", "generate.py", "prepare.py"], 6),
     **dict.fromkeys(["evaluate"], 7),
     **dict.fromkeys(["report"], 8),
