@@ -24,6 +24,8 @@ class Batch(TypedDict, total=False):
     valid: dict[str, Tensor]  # "video", "audio" -> (b,) bool
     id: list[str]  # b stable names; with the seed and the step they determine every random draw
     shape: ClipShape  # of clips that are still to be made
+    parts: list[Batch]  # of a packed batch: the clips of each shape, largest first; id and text are those of all parts
+    budget: int  # of a packed batch: the tokens by which the sum of all tokens' errors is divided
     held: dict[str, Tensor]  # modality -> bool over latents (b 1 t h w) or (b 1 n), True where the clip is given
     latents: dict[str, Tensor]  # modality -> latents (b c ...) of what is held, instead of its clips
 

@@ -10,21 +10,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypedDict
 
 from torch import Tensor
 
 from mmdiff import noise
+from mmdiff.batch import ClipShape
+from mmdiff.data.buckets import Buckets, Extent, spoken
 from mmdiff.data.manifest import Entry, read_entries
 from mmdiff.data.media import BadMedia, Facts, probe
 from mmdiff.data.media.read import Reader
 from mmdiff.data.patience import Patience
-from mmdiff.data.window import Draws, Modality, Policy, Reading, read_window
+from mmdiff.data.plans import Budget, Epoch, Index, Line, Plan
+from mmdiff.data.window import Draws, Modality, Policy, Reading, extent, read_window
 from mmdiff.errors import UserError
+from mmdiff.progress import bar
 
 CHECKED = 1000  # clips that may be unusable in a row before the folder is given up
 REMEMBERED = 1 << 16  # files whose facts are kept
+READERS = 8  # threads that read headers
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +66,8 @@ class Clips:
     cache       keep decoded clips whose window and crop never change in this process's memory: (3 t h w) bytes and 2 n
                 bytes a clip, in each loader worker again; the values are the same either way
     patience    seconds after which a decoder that does not answer is given up
+    buckets     shapes in which training reads the clips instead (buckets.py); the shape above is then that of held-out
+                clips, previews and whatever else asks for plain positions
 
     An image is a still clip: its picture in every frame, no sound. A sound file alone is a clip without a picture.
     `bad` lists {id, reason} of the clips skipped so far, each once; `replaced` counts how often that happened.
@@ -81,13 +92,14 @@ class Clips:
         reader: Reader = "pyav",
         cache: bool = False,
         patience: float = 60.0,
+        buckets: Buckets | None = None,
     ) -> None:
         extent = (int(size[0]), int(size[1])) if len(size) == 2 else (0, 0)
         self.policy = Policy(
             frames, float(fps), extent, rate, tuple(modalities), window, crop, short, on_missing_audio, reader
         )
         _check(self.policy, caption)
-        self.path, self.seed, self.caption, self.cache = path, seed, caption, cache
+        self.path, self.seed, self.caption, self.cache, self.buckets = path, seed, caption, cache, buckets
         self.entries = read_entries(path, split)
         self.bad: list[dict[str, str]] = []
         self.replaced = 0
@@ -96,13 +108,16 @@ class Clips:
         self._kept: dict[str, Reading] = {}
         self._order: tuple[int, Tensor] | None = None
         self._patience = Patience(patience)
+        self._rooms: list[Clips] = []  # one a bucket, since a plan was made
         self._find_one_usable()
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, position: int) -> Sample:
-        """The sample at `position` in [0, infinity). Raises UserError if not one clip is usable."""
+    def __getitem__(self, position: Index) -> Sample:
+        """The sample at a position in [0, infinity). Raises UserError if not one clip is usable."""
+        if isinstance(position, tuple):
+            return self._rooms[position[0]][position[1]]
         epoch, place = divmod(position, len(self))
         skipped: list[tuple[str, str]] = []
         for index in self._candidates(epoch, place):
@@ -121,6 +136,52 @@ class Clips:
                 named.add(name)
                 self.bad.append({"id": name, "reason": reason})
                 log.warning("skipped clip %s: %s", name, reason)
+
+    # ---- in which shape --------------------------------------------------------------------------------------------
+
+    def plan(self, share: int | Budget) -> Plan:
+        """Which clips make which step, for so many clips or tokens a step; every clip of the data is in it."""
+        own = ClipShape(self.policy.frames, self.policy.fps, self.policy.size, self.policy.rate)
+        if self.buckets is None:
+            return Line(share if isinstance(share, int) else max(1, share.tokens // share.cost(own)))
+        if isinstance(share, int):
+            raise UserError("data.buckets needs `tokens`, what a step may hold, in place of `batch`.")
+        shapes = self.buckets.shapes(own)
+        self._rooms = [self._room(shape, entries) for shape, entries in zip(shapes, self._sorted(shapes), strict=True)]
+        names, counts = tuple(map(spoken, shapes)), tuple(map(len, self._rooms))
+        log.info("buckets: %s", ", ".join(f"{count} clips {name}" for name, count in zip(names, counts)))
+        return self.buckets.layout(Epoch(names, counts, tuple(map(share.cost, shapes)), self.seed), share.tokens)
+
+    def _sorted(self, shapes: list[ClipShape]) -> list[list[Entry]]:
+        """The entries of each bucket. What cannot be read is in the first, whose turn will name it."""
+        assert self.buckets is not None
+        rooms: list[list[Entry]] = [[] for _ in shapes]
+        for entry, clip in zip(self.entries, self._extents(), strict=True):
+            rooms[0 if clip is None else self.buckets.bucket(shapes, clip, entry.id)].append(entry)
+        return rooms
+
+    def _extents(self) -> list[Extent | None]:
+        """What each entry offers, None where it cannot be read."""
+        found: list[Extent | None] = [None] * len(self)
+        with ThreadPoolExecutor(READERS) as pool, bar("looking at clips", total=len(self)) as advance:
+
+            def look(first: int) -> None:
+                patience = Patience(self._patience.seconds)
+                for i in range(first, len(self), READERS):
+                    with suppress(BadMedia, TimeoutError):
+                        found[i] = patience(lambda: extent(self.entries[i], self.policy, self._probed))  # noqa: B023
+                    advance(1)
+
+            list(pool.map(look, range(READERS)))
+        return found
+
+    def _room(self, shape: ClipShape, entries: list[Entry]) -> Clips:
+        """The same data in another shape."""
+        room = copy(self)
+        room.policy = replace(self.policy, frames=shape.frames, fps=shape.fps, size=shape.size)
+        _check(room.policy, self.caption)
+        room.entries, room._kept, room._order, room._rooms = entries, {}, None, []
+        return room
 
     # ---- which clip ------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Positions to batches: every step's clips, cut into the ranks' and the micro steps' contiguous shares.
 
-The one idea: clip i of step s stands at position s * batch + i, whatever the ranks, micro steps and workers are; so to
-resume is to begin at another position, and nothing is replayed.
+The one idea: which clips make a step is a function of the step (plans.py), whatever the ranks, micro steps and workers
+are; so to resume is to begin at another step, and nothing is replayed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmdiff import noise
 from mmdiff.batch import Batch
 from mmdiff.data.clips import Clips, Sample
+from mmdiff.data.plans import Budget, Index, Plan
 from mmdiff.data.window import FULL_SCALE
 from mmdiff.errors import UserError
 
@@ -27,7 +29,7 @@ from mmdiff.errors import UserError
 def loader(
     clips: Clips,
     *,
-    batch: int,
+    batch: int | Budget,
     steps: int,
     rank: int = 0,
     world: int = 1,
@@ -37,22 +39,25 @@ def loader(
 ) -> Iterator[tuple[int, list[Batch]]]:
     """(step, this rank's `accumulate` micro batches) for step = start_step ... steps - 1.
 
-    `batch` counts clips over all ranks and micro steps. Workers are processes that read ahead, two micro batches each;
-    with `clips.cache` each keeps its own copy, so 0 workers suit a cached set. Skipped clips are noted in `clips`.
+    `batch` counts clips over all ranks and micro steps, or is what a step may cost in tokens. Workers are processes
+    that read ahead, two micro batches each; with `clips.cache` each keeps its own copy, so 0 workers suit a cached set.
+    Skipped clips are noted in `clips`.
     """
-    micro, rest = divmod(batch, world * accumulate)
-    if rest or not micro:
-        raise UserError(
-            f"batch {batch} cannot be shared by {world} ranks in {accumulate} micro steps; make it a multiple."
-        )
+    plan = clips.plan(batch)
+    for size in plan.sizes:
+        if size % (world * accumulate) or not size:
+            raise UserError(
+                f"batch {size} cannot be shared by {world} ranks in {accumulate} micro steps; make it a multiple "
+                "(of buckets: data.buckets.layout.multiple, of packs: tokens)."
+            )
     if not 0 <= rank < world:
         raise UserError(f"rank {rank} is not one of {world} ranks.")
-    return _steps(clips, _Positions(batch, micro, rank, accumulate, start_step, steps), workers)
+    return _steps(clips, _Positions(plan, world, rank, accumulate, start_step, steps), workers)
 
 
 def gather(clips: Clips, positions: Sequence[int]) -> Batch:
     """The clips at some positions as one batch, read here and now: for fitting, previews and held-out losses."""
-    return _noted(clips, _packed([clips[position] for position in positions]))
+    return _noted(clips, _made([clips[position] for position in positions]))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -73,28 +78,45 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return batch
 
 
+def packed(samples: Sequence[Sample], budget: int) -> Batch:
+    """Samples of many shapes, which share a budget of tokens, as one Batch of parts, the largest first."""
+    groups: dict[tuple[int, ...], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((*sample["video"].shape, *sample["audio"].shape), []).append(sample)
+    parts = [collate(groups[shape]) for shape in sorted(groups, reverse=True)]
+    names = [name for part in parts for name in part["id"]]
+    return Batch(parts=parts, id=names, text=[text for part in parts for text in part["text"]], budget=budget)
+
+
 @dataclass(frozen=True)
 class _Positions:
     """The batch sampler: the positions of this rank's micro batches, one list each."""
 
-    batch: int
-    micro: int
+    plan: Plan
+    world: int
     rank: int
     accumulate: int
     start_step: int
     steps: int
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Index]]:
         for step in range(self.start_step, self.steps):
+            units = self.plan.step(step)
+            micro = len(units) // (self.world * self.accumulate)
             for part in range(self.accumulate):
-                first = step * self.batch + (self.rank * self.accumulate + part) * self.micro
-                yield list(range(first, first + self.micro))
+                first = (self.rank * self.accumulate + part) * micro
+                yield [position for unit in units[first : first + micro] for position in unit]
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start_step) * self.accumulate
 
+    @property
+    def budget(self) -> int | None:
+        """Tokens of a micro batch if its clips are packed."""
+        return None if self.plan.budget is None else self.plan.budget // (self.world * self.accumulate)
 
-Packed = tuple[Batch, list[tuple[str, str]]] | UserError  # a batch and what was skipped for it, or why there is none
+
+Made = tuple[Batch, list[tuple[str, str]]] | UserError  # a batch and what was skipped for it, or why there is none
 
 
 def _steps(clips: Clips, positions: _Positions, workers: int) -> Iterator[tuple[int, list[Batch]]]:
@@ -102,7 +124,7 @@ def _steps(clips: Clips, positions: _Positions, workers: int) -> Iterator[tuple[
         DataLoader[Sample | UserError](
             _Reported(clips),
             batch_sampler=positions,
-            collate_fn=_packed,
+            collate_fn=partial(_made, budget=positions.budget),
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_begin_worker,
@@ -125,29 +147,30 @@ class _Reported(Dataset[Sample | UserError]):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, position: int) -> Sample | UserError:
+    def __getitem__(self, position: Index) -> Sample | UserError:
         try:
             return self.clips[position]
         except UserError as error:
             return error
 
 
-def _packed(samples: Sequence[Sample | UserError]) -> Packed:
+def _made(samples: Sequence[Sample | UserError], budget: int | None = None) -> Made:
     good: list[Sample] = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
         good.append(sample)
-    return collate(good), [skip for sample in good for skip in sample["skipped"]]
+    batch = collate(good) if budget is None else packed(good, budget)
+    return batch, [skip for sample in good for skip in sample["skipped"]]
 
 
-def _noted(clips: Clips, packed: Packed) -> Batch:
-    if isinstance(packed, UserError):
+def _noted(clips: Clips, made: Made) -> Batch:
+    if isinstance(made, UserError):
         try:
-            raise packed
+            raise made
         finally:
-            del packed  # the error knows this frame: a circle that would keep the workers alive
-    batch, skipped = packed
+            del made  # the error knows this frame: a circle that would keep the workers alive
+    batch, skipped = made
     clips.note(skipped)
     return batch
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.data import media
+from mmdiff.data.buckets import Extent
 from mmdiff.data.manifest import Entry
 from mmdiff.data.media import BadMedia, Facts
 from mmdiff.data.media.read import TOLERANCE, Reader
@@ -86,6 +87,13 @@ def read_window(entry: Entry, policy: Policy, draws: Draws, facts: Callable[[Pat
     return Reading(video, samples, {name: valid[name] for name in policy.modalities}, settled and place.settled)
 
 
+def extent(entry: Entry, policy: Policy, facts: Callable[[Path], Facts]) -> Extent:
+    """What an entry offers to a window. Raises BadMedia."""
+    picture, sound, _ = _streams(entry, policy, facts)
+    low, high = _span(entry, picture, sound)
+    return Extent(high - low, picture.size if picture else None)
+
+
 def _streams(entry: Entry, policy: Policy, facts: Callable[[Path], Facts]) -> tuple[Facts | None, Facts | None, Path]:
     """Facts of the picture and of the sound, None where absent or not wanted, and the file that holds the sound."""
     file = entry.audio or entry.video
@@ -97,13 +105,8 @@ def _streams(entry: Entry, policy: Policy, facts: Callable[[Path], Facts]) -> tu
 
 
 def _place(entry: Entry, picture: Facts | None, sound: Facts | None, policy: Policy, at: float) -> _Place:
-    """The picture's span, or the sound's where there is no moving picture, and the window's place in it."""
-    span = (0.0, inf)
-    if picture and picture.picture and not picture.image:
-        span = picture.picture
-    elif sound and sound.sound:
-        span = sound.sound
-    low, high = max(span[0], entry.start), min(span[1], entry.start + (entry.duration or inf))
+    """The window's place in the clip's span."""
+    low, high = _span(entry, picture, sound)
     if high == inf:  # a still image without sound
         return _Place(0.0, policy.frames, True)
     slack = high - low - policy.seconds
@@ -117,6 +120,16 @@ def _place(entry: Entry, picture: Facts | None, sound: Facts | None, policy: Pol
             f"{file}: lasts {length:.2f} s, the window {policy.seconds:.2f} s (data.short is {policy.short})."
         )
     return _Place(low, max(1, floor((high - low) * policy.fps + 0.5)), True)
+
+
+def _span(entry: Entry, picture: Facts | None, sound: Facts | None) -> tuple[float, float]:
+    """Seconds of the picture, or of the sound where there is no moving picture; a still never ends."""
+    span = (0.0, inf)
+    if picture and picture.picture and not picture.image:
+        span = picture.picture
+    elif sound and sound.sound:
+        span = sound.sound
+    return max(span[0], entry.start), min(span[1], entry.start + (entry.duration or inf))
 
 
 def _video(

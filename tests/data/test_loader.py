@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from mmdiff.batch import Batch
+from mmdiff.batch import Batch, ClipShape
+from mmdiff.data.buckets import Buckets
 from mmdiff.data.clips import Clips
 from mmdiff.data.loader import gather, loader
+from mmdiff.data.plans import Bucketed, Budget, Packed
 from mmdiff.errors import UserError
 
 STEPS, BATCH = 5, 4
@@ -112,3 +114,51 @@ def test_batches_that_cannot_be_shared_are_refused_at_once(clips: Clips) -> None
         loader(clips, batch=4, steps=1, world=3)
     with pytest.raises(UserError, match="rank 2"):
         loader(clips, batch=4, steps=1, world=2, rank=2)
+
+
+# ---- many shapes ---------------------------------------------------------------------------------------------------
+
+SHAPES = [{"frames": 8, "size": [24, 24]}, {"frames": 16, "size": [16, 24]}, {"frames": 1, "size": [8, 8], "fps": 4}]
+
+
+def cost(shape: ClipShape) -> int:
+    return shape.frames * shape.size[0] * shape.size[1] // 64
+
+
+def shaped(path: Path, layout: Any, assign: str = "spread") -> Clips:
+    buckets = Buckets(shapes=SHAPES, assign=assign, layout=layout)  # type: ignore[arg-type]
+    return Clips(path, frames=8, fps=8, size=[24, 24], rate=8000, split=None, buckets=buckets)
+
+
+def test_a_step_has_one_shape_and_ranks_share_it(path: Path) -> None:
+    budget = Budget(4 * cost(ClipShape(16, 8.0, (16, 24), 8000)), cost)
+    clips = shaped(path, Bucketed(multiple=4))
+    alone = flat(clips, batch=budget)
+    ranks = [flat(shaped(path, Bucketed(multiple=4)), batch=budget, rank=r, world=2, workers=r) for r in (0, 1)]
+    for step, (_, whole) in enumerate(alone):
+        assert equal(whole, joined([ranks[0][step][1], ranks[1][step][1]]))
+        shape = ClipShape(whole["video"].shape[2], 8.0, tuple(whole["video"].shape[3:]), 8000)
+        assert len(whole["id"]) == budget.tokens // cost(shape) // 4 * 4
+    assert sum(map(len, clips._rooms)) == len(clips) and len(clips.bad) <= 1
+    assert clips[0]["video"].shape == (3, 8, 24, 24)  # plain positions have the data's own shape
+    later = flat(shaped(path, Bucketed(multiple=4)), batch=budget, start_step=3)
+    assert all(equal(a[1], b[1]) for a, b in zip(alone[3:], later, strict=True))
+
+
+def test_a_packed_step_holds_clips_of_many_shapes(path: Path) -> None:
+    budget = Budget(2 * 160, cost)
+    ((_, (whole,)),) = loader(shaped(path, Packed(160)), batch=budget, steps=1)
+    halves = [next(loader(shaped(path, Packed(160)), batch=budget, steps=1, rank=r, world=2))[1][0] for r in (0, 1)]
+    assert whole["budget"] == 320 and halves[0]["budget"] == 160
+    assert sorted(whole["id"]) == sorted(halves[0]["id"] + halves[1]["id"])
+    assert whole["id"] == [name for part in whole["parts"] for name in part["id"]]
+    shapes = [tuple(part["video"].shape[1:]) for part in whole["parts"]]
+    assert len(set(shapes)) == len(shapes) >= 2
+    assert {float(part["fps"][0]) for part in whole["parts"] if part["video"].shape[2] == 1} <= {4.0}
+
+
+def test_buckets_want_tokens(path: Path) -> None:
+    with pytest.raises(UserError, match="data.buckets needs `tokens`"):
+        loader(shaped(path, Bucketed()), batch=4, steps=1)
+    with pytest.raises(UserError, match="data.buckets.layout.multiple"):
+        loader(shaped(path, Bucketed(), "nearest"), batch=Budget(360, cost), steps=1, world=2)
