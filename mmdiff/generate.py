@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from queue import Empty
 from typing import Any, cast
@@ -21,84 +20,22 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from mmdiff import __version__, build
-from mmdiff.batch import Batch, ClipShape
+from mmdiff.batch import Batch
 from mmdiff.data import media
 from mmdiff.errors import UserError
-from mmdiff.material import Material, read
+from mmdiff.material import given, repeated
 from mmdiff.progress import Advance, bar
-from mmdiff.sampling import SAMPLERS
+from mmdiff.request import Job, Settings, plan, read_prompts
+from mmdiff.systems import windows
+from mmdiff.systems.base import Report
 from mmdiff.train.settings import Sample
 
+__all__ = ["Job", "Settings", "plan", "read_prompts", "sample_jobs", "sample_prompts"]
+
+AS_TRAINED = Settings()
 FIRST_BATCH = {"cuda": 64, "cpu": 8}
 Write = Callable[..., Path]  # (clips, row, job, out, *, settings, facts) -> path; see `write`
-Work = tuple[str, list["Job"], str, "Settings", int, str, Write]  # the arguments of _work but the last
-CHOICES = ("steps", "guidance", "sampler")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How clips are made; None leaves a choice to the run's own config (its `sample` section)."""
-
-    seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
-    sampler: str | None = None
-    ema: bool = True
-    scale: int = 1  # whole-number enlargement of the written pictures, for players that show 32x32 as a dot
-    negative: str | None = None  # what guidance moves away from, instead of from the empty prompt
-    fps: float | None = None  # these three are the run's own where they are None
-    size: tuple[int, int] | None = None  # (h, w)
-    seconds: float | None = None
-    material: Material = Material()  # files that the clip is made from
-
-    def resolved(self, sample: Sample) -> Settings:
-        """Fill what was not chosen from the run's `sample` section, and refuse what cannot be."""
-        choices = {name: getattr(sample, name) for name in CHOICES if getattr(self, name) is None}
-        settings = replace(self, **choices)
-        if settings.sampler is not None and settings.sampler not in SAMPLERS:
-            raise UserError(f"There is no sampler called {settings.sampler!r}. Choose one of {', '.join(SAMPLERS)}.")
-        if min(1 if settings.steps is None else settings.steps, self.scale) < 1:
-            raise UserError(f"Steps ({settings.steps}) and scale ({self.scale}) have to be 1 or more.")
-        return settings
-
-    def arguments(self) -> dict[str, Any]:
-        """What `System.generate` is told."""
-        choices = {name: getattr(self, name) for name in CHOICES}
-        return {"seed": self.seed} | {name: value for name, value in choices.items() if value is not None}
-
-    def shape(self, own: ClipShape) -> ClipShape:
-        """The shape of the clips: the system's own but for what was chosen."""
-        fps = own.fps if self.fps is None else self.fps
-        frames = own.frames if self.seconds is None and self.fps is None else round((self.seconds or own.seconds) * fps)
-        if frames < 1 or fps <= 0 or (self.size and min(self.size) < 1):
-            raise UserError(f"A clip of {frames} frames at {fps} fps and size {self.size} cannot be made.")
-        return replace(own, fps=fps, frames=frames, size=self.size or own.size)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One clip to make: its place in the output, its prompt and the id that its noise belongs to."""
-
-    index: int
-    prompt: str
-    id: str
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """One prompt a line; empty lines and lines that start with # are left out.
-
-    Raises UserError where the file is missing, is not text, or holds no prompt.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"The prompt file {path} cannot be read ({error}). It is a UTF-8 text, one prompt a line."
-        ) from None
-    prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not prompts:
-        raise UserError(f"The prompt file {path} holds no prompt. Write one prompt a line.")
-    return prompts
+Work = tuple[str, list[Job], str, Settings, int, str, Write]  # the arguments of _work but the last
 
 
 def sample_prompts(
@@ -106,7 +43,7 @@ def sample_prompts(
     prompts: Sequence[str],
     *,
     out: str | Path,
-    settings: Settings = Settings(),
+    settings: Settings = AS_TRAINED,
     number: int = 1,
     batch: int | None = None,
     devices: Sequence[str] = (),
@@ -156,18 +93,6 @@ def sample_jobs(
 def batch_size(jobs: int, devices: Sequence[str]) -> int:
     """A first guess at how many clips fit at once, no more than a device's share."""
     return max(1, min(FIRST_BATCH.get(torch.device(devices[0]).type, 8), -(-jobs // len(devices))))
-
-
-def plan(prompts: Sequence[str], number: int) -> list[Job]:
-    """`number` jobs a prompt; ids depend on the place of the prompt, so that an edited prompt keeps its noise."""
-    if number < 1 or not prompts:
-        raise UserError(
-            f"There is nothing to make: {len(prompts)} prompts, {number} clips each. "
-            "Give --prompt TEXT or --prompts FILE, and a --number from 1."
-        )
-    clean = [prompt.encode("utf-8", "replace").decode() for prompt in prompts]  # lone surrogates cannot be encoded
-    pairs = [(place, prompt, n) for place, prompt in enumerate(clean) for n in range(number)]
-    return [Job(index, prompt, f"{place}-{n}") for index, (place, prompt, n) in enumerate(pairs)]
 
 
 def default_devices() -> list[str]:
@@ -224,8 +149,7 @@ def generate(
     advance: Advance = lambda clips: None,
 ) -> Iterator[tuple[Sequence[Job], Batch]]:
     """Yield the jobs and their clips, part by part; a part that does not fit the memory is halved and tried again."""
-    about = given(system, settings)
-    chosen = {} if plain(settings) else {"shape": settings.shape(system.shape)}
+    about = given(settings.material, system, settings.shape(system.shape)) if settings.material else Batch()
     size, done = batch or FIRST_BATCH.get(torch.device(device).type, 8), 0
     while done < len(jobs):
         share, told = jobs[done : done + size], [0.0]
@@ -239,7 +163,7 @@ def generate(
             told[0] = len(share) * step / steps
 
         try:
-            clips = system.generate(request, report=report, **chosen, **settings.arguments())
+            clips = _clips(system, request, settings, report)
         except RuntimeError as error:
             if len(share) == 1 or not out_of_memory(error):
                 raise
@@ -251,32 +175,16 @@ def generate(
         done += len(share)
 
 
-def plain(settings: Settings) -> bool:
-    """Whether the clips have the shape that the system was built for."""
-    return settings.fps is None and settings.size is None and settings.seconds is None
-
-
-def given(system: Any, settings: Settings) -> Batch:
-    """What the files give of one clip; warns where the model was not trained for it."""
-    material = settings.material
-    if not material:
-        return Batch()
-    if not set(material.tasks()) & {name for name, odds in system.tasks.items() if odds > 0}:
-        warnings.warn(
-            f"This model was not trained for the task {material.tasks()[0]}, so it may not go well with what is given; "
-            "train with the system's key `tasks`.",
-            stacklevel=2,
-        )
-    shape = settings.shape(system.shape)
-    seconds = system.seconds(system.blank(Batch(text=[""], id=[""]), shape))
-    return read(material, shape, {name: midpoints[0] for name, midpoints in seconds.items()})
-
-
-def repeated(about: Batch, b: int) -> Batch:
-    """What is given of one clip, for b clips."""
-    clips = {name: about[name].expand(b, *about[name].shape[1:]) for name in ("video", "audio") if name in about}  # type: ignore[literal-required]
-    held = {"held": about["held"]} if "held" in about else {}
-    return cast(Batch, {**clips, **held})
+def _clips(system: Any, request: Batch, settings: Settings, report: Report) -> Batch:
+    """In one window if the clips are no longer than the system's own, else in several."""
+    if settings.plain:
+        return cast(Batch, system.generate(request, report=report, **settings.arguments()))
+    shape, window = settings.shape(system.shape), settings.window(system.shape)
+    if shape.frames <= window.frames:
+        return cast(Batch, system.generate(request, shape=shape, report=report, **settings.arguments()))
+    return windows.generate(
+        system, request, shape=shape, window=window, overlap=settings.overlap, report=report, **settings.arguments()
+    )
 
 
 def out_of_memory(error: RuntimeError) -> bool:

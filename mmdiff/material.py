@@ -7,10 +7,11 @@ only if all of it is given. A still picture is a video that stands still for one
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,6 +53,25 @@ class Material:
         """Path -> SHA-256 of the file, for the side file of a clip."""
         paths = [getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), str)]
         return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+
+
+def given(material: Material, system: Any, shape: ClipShape) -> Batch:
+    """What the files give of one clip of a shape; warns where the system was not trained for it."""
+    if not set(material.tasks()) & {name for name, odds in system.tasks.items() if odds > 0}:
+        warnings.warn(
+            f"This model was not trained for the task {material.tasks()[0]}, so it may not go well with what is given; "
+            "train with the system's key `tasks`.",
+            stacklevel=2,
+        )
+    seconds = system.seconds(system.blank(Batch(text=[""], id=[""]), shape))
+    return read(material, shape, {name: midpoints[0] for name, midpoints in seconds.items()})
+
+
+def repeated(about: Batch, b: int) -> Batch:
+    """What is given of one clip, for b clips."""
+    clips = {name: about[name].expand(b, *about[name].shape[1:]) for name in ("video", "audio") if name in about}  # type: ignore[literal-required]
+    held = {"held": about["held"]} if "held" in about else {}
+    return cast(Batch, {**clips, **held})
 
 
 def read(material: Material, shape: ClipShape, seconds: Mapping[str, Tensor]) -> Batch:

@@ -61,7 +61,8 @@ def extend_backward(shapes: Shapes, u: Places) -> Masks:
 def inpaint(shapes: Shapes, u: Places) -> Masks:
     """The picture but for a box that stands still, a quarter to three quarters of each side; the sound is known."""
     masks = {name: ~mask for name, mask in generate(shapes, u).items()}
-    masks["video"][(..., *_box(masks["video"].shape[2:], u))] = False
+    rows, columns = _box(masks["video"].shape[2:], u)
+    masks["video"][..., rows, columns] = False
     return masks
 
 

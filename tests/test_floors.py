@@ -25,6 +25,7 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
     **dict.fromkeys(["evaluate"], 7),
     **dict.fromkeys(["report"], 8),
     **dict.fromkeys(["ablate"], 9),
+    **dict.fromkeys(["leaderboard.py"], 10),
 }
 OPEN = {"__init__.py", "errors.py", "batch.py", "progress.py"}
 ONLY_IN = {  # a package, and the files or folders that may import it

@@ -135,9 +135,17 @@ class Diffusion(System):
 
         What its masks `held` mark is taken from its latents or clips and comes back bit for bit in latent space.
         """
+        batch = self.blank(batch, shape)
+        x = self.dream(batch, seed=seed, steps=steps, sampler=sampler, guidance=guidance, report=report)
+        return self.decode(x, batch, keys=draws.keys(seed, "decode", 0, batch["id"]))
+
+    @torch.no_grad()
+    def dream(
+        self, batch: Batch, *, seed: int, steps: int, sampler: str, guidance: float, report: Report | None
+    ) -> Tensor:
+        """A batch that `blank` completed -> its latents, packed as the denoiser sees them."""
         if sampler not in SAMPLERS:
             raise UserError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-        batch = self.blank(batch, shape)
         times, process = self.grid(steps), self.path(batch)
         x = draws.normal(self.latent_shape(batch), keys=draws.keys(seed, "start", 0, batch["id"]), device=self.device)
         denoise = cfg(self.denoise(batch), self.denoise(emptied(batch)), scale=guidance)
@@ -148,8 +156,7 @@ class Diffusion(System):
         x = start(x, process=process, times=times)
         fresh = self._fresh(sampler, x, batch, seed)
         x = SAMPLERS[sampler](denoise, x, process=process, times=times, report=report, **fresh)
-        x = x if held is None else torch.where(held, clean, x)
-        return self.decode(x, batch, keys=draws.keys(seed, "decode", 0, batch["id"]))
+        return x if held is None else torch.where(held, clean, x)
 
     def denoise(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """The denoiser under one condition, which is computed once."""
@@ -246,10 +253,13 @@ class Diffusion(System):
         """Where the parameters are."""
         return next(self.learner.parameters()).device
 
+    def tokens(self, shape: ClipShape) -> int:
+        """The latent positions of a clip, of all modalities together."""
+        return positions(self.latent_shapes(Batch(shape=shape)))
+
     def draw_times(self, u: Tensor, batch: Batch = UNSAID) -> Tensor:
         """Uniforms (b,) -> times (b,), by the denoiser's draw and the number of latent positions."""
-        tokens = sum(math.prod(shape[1:]) for shape in self.latent_shapes(batch).values())
-        return self.denoiser.draw(u, tokens=tokens)
+        return self.denoiser.draw(u, tokens=positions(self.latent_shapes(batch)))
 
     def _fresh(self, sampler: str, x: Tensor, batch: Batch, seed: int) -> dict[str, Callable[[int], Tensor]]:
         """The noise argument of the samplers that take one."""
@@ -264,6 +274,11 @@ def clips(batch: Batch, name: str) -> Tensor:
     if name not in batch:
         raise UserError(f"The data holds no {name}, which the system learns; it holds {', '.join(batch)}.")
     return cast(Tensor, batch[name])  # type: ignore[literal-required]
+
+
+def positions(shapes: dict[str, tuple[int, ...]]) -> int:
+    """The latent positions of one clip."""
+    return sum(math.prod(shape[1:]) for shape in shapes.values())
 
 
 def present(error: Tensor, here: Tensor) -> Tensor:

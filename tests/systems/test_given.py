@@ -11,7 +11,7 @@ from torch import Tensor
 from mmdiff import noise
 from mmdiff.autoencoders.pixels import Pixels
 from mmdiff.batch import Batch, ClipShape, Cond
-from mmdiff.conditioners import Conditioners, Text
+from mmdiff.conditioners import Text
 from mmdiff.denoiser import Denoiser
 from mmdiff.errors import UserError
 from mmdiff.models.dit import DiT
