@@ -96,8 +96,10 @@ class Runner:
     def run(self, *, progress: bool = True) -> dict[str, str | None]:
         """Run what is not done -> cell: None, or the error that it ended with. Ctrl-c lets trainings save first."""
         cells, slots = self.question.cells(), Queue[str | None]()
-        for slot in self.gpus or [None] * self.jobs:
-            slots.put(slot)
+        for gpu in self.gpus:
+            slots.put(gpu)
+        for _ in range(0 if self.gpus else self.jobs):
+            slots.put(None)
         (self.out / "cells").mkdir(parents=True, exist_ok=True)
         with bar("cells", total=len(cells), show=progress) as advance, self._interruptible():
             with ThreadPoolExecutor(slots.qsize()) as pool:
