@@ -14,8 +14,8 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,26 @@ PARTS = {
     "uniform_grid": "mmdiff.sampling:uniform",
     "shifted_grid": "mmdiff.sampling:shifted",
     "karras_grid": "mmdiff.sampling:karras",
+    # samplers and guides, for the section `sample`
+    "euler": "mmdiff.sampling:euler",
+    "heun": "mmdiff.sampling:heun",
+    "dpmpp_2m": "mmdiff.sampling:dpmpp_2m",
+    "dpmpp_3m": "mmdiff.sampling:dpmpp_3m",
+    "unipc": "mmdiff.sampling:unipc",
+    "ancestral": "mmdiff.sampling:ancestral",
+    "dpmpp_2m_sde": "mmdiff.sampling:dpmpp_2m_sde",
+    "churn": "mmdiff.sampling:churn",
+    "restart": "mmdiff.sampling:restart",
+    "cfg": "mmdiff.guidance:plain",
+    "apg": "mmdiff.guidance:projected",
+    "autoguidance": "mmdiff.guidance:auto",
+    "isolation": "mmdiff.guidance:isolation",
+    "image_and_text": "mmdiff.guidance:image_and_text",
+    "static_threshold": "mmdiff.guidance:static_threshold",
+    "dynamic_threshold": "mmdiff.guidance:dynamic_threshold",
+    "ramp": "mmdiff.guidance:Ramp",
+    "shallow": "mmdiff.guidance:shallow",
+    "trained": "mmdiff.build:Trained",
 }
 
 
@@ -117,6 +137,7 @@ class Run:
     seed: int = 0
     steps: int = 1000
     batch: int = 16
+    tokens: int | None = None
     accumulate: int = 1
     held_out: dict[str, Any] | None = None
     prepare: Prepare | None = None
@@ -142,7 +163,10 @@ def parse(tree: Mapping[str, Any]) -> Run:
     _typed(run.system, System, "system")
     if run.held_out is not None:
         check(overlay(run.data, run.held_out), "held_out")
-    if run.batch < 1 or run.steps < 0 or run.accumulate < 1 or run.batch % run.accumulate:
+    run.sample = replace(run.sample, **sampling_parts(vars(run.sample)))
+    if run.tokens is not None and run.tokens < 1:
+        raise UserError(f"tokens {run.tokens} is what a step may hold: a positive number, or null to count clips.")
+    if run.batch < 1 or run.steps < 0 or run.accumulate < 1 or (run.tokens is None and run.batch % run.accumulate):
         raise UserError(
             f"batch {run.batch} must be a positive multiple of accumulate {run.accumulate}, and steps not negative."
         )
@@ -268,6 +292,25 @@ def _makes(part: Any, hint: Any) -> bool:
     return isinstance(part, type) and isinstance(asked, type) and issubclass(part, asked)
 
 
+def sampling_parts(choices: Mapping[str, Any], path: str = "sample") -> dict[str, Any]:
+    """The choices of a `sample` section, its sampler and its guidance checked and made: names, numbers or parts."""
+    from mmdiff.guidance import GUIDES
+    from mmdiff.sampling import SAMPLERS
+
+    made = dict(choices)
+    for name, known in (("sampler", SAMPLERS), ("guidance", GUIDES)):
+        node = {"kind": made.get(name)} if isinstance(made.get(name), str) else made.get(name)
+        if isinstance(node, Mapping):
+            if node.get("kind") not in known:
+                near = _nearest(str(node.get("kind")), known)
+                raise UserError(
+                    f"{path}.{name}: there is no {node.get('kind')!r}{near} Choose one of {', '.join(known)}."
+                )
+            check(node, f"{path}.{name}")
+            made[name] = make(node)
+    return made
+
+
 # ---- building ------------------------------------------------------------------------------------------------------
 
 
@@ -314,3 +357,18 @@ def first_names(system: Any) -> dict[str, str]:
     """Parameter -> the first name of the same object: shared parameters are averaged and exported under that one."""
     seen: dict[int, str] = {}
     return {name: seen.setdefault(id(p), name) for name, p in system.named_parameters(remove_duplicate=False)}
+
+
+class Trained:
+    """The weaker model of autoguidance: another run or an exported one, asked the same; loaded once it is needed."""
+
+    def __init__(self, *, run: str, ema: bool = True) -> None:
+        self.run, self.ema = run, ema
+
+    def __call__(self, views: Any) -> Any:
+        return views.look(by=_weaker(self.run, self.ema))
+
+
+@lru_cache(maxsize=1)
+def _weaker(run: str, ema: bool) -> Any:
+    return load(run, ema=ema)[0]

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmdiff import noise
 from mmdiff.batch import Batch
 from mmdiff.data.clips import Clips, Sample
-from mmdiff.data.plans import Budget, Index, Plan
+from mmdiff.data.plans import Index, Plan
 from mmdiff.data.window import FULL_SCALE
 from mmdiff.errors import UserError
 
@@ -29,7 +29,7 @@ from mmdiff.errors import UserError
 def loader(
     clips: Clips,
     *,
-    batch: int | Budget,
+    plan: Plan,
     steps: int,
     rank: int = 0,
     world: int = 1,
@@ -39,11 +39,9 @@ def loader(
 ) -> Iterator[tuple[int, list[Batch]]]:
     """(step, this rank's `accumulate` micro batches) for step = start_step ... steps - 1.
 
-    `batch` counts clips over all ranks and micro steps, or is what a step may cost in tokens. Workers are processes
-    that read ahead, two micro batches each; with `clips.cache` each keeps its own copy, so 0 workers suit a cached set.
-    Skipped clips are noted in `clips`.
+    `plan` is of `clips.plan`. Workers are processes that read ahead, two micro batches each; with `clips.cache` each
+    keeps its own copy, so 0 workers suit a cached set. Skipped clips are noted in `clips`.
     """
-    plan = clips.plan(batch)
     for size in plan.sizes:
         if size % (world * accumulate) or not size:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -9,6 +10,8 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from mmdiff.batch import Batch, ClipShape
+from mmdiff.guidance import Guide
+from mmdiff.sampling import Sampler
 
 Logs = dict[str, Tensor]  # detached scalars, or (2,) a sum and its count, to be divided when all ranks are counted
 Report = Callable[[int, int], None]  # (steps done, steps in all)
@@ -55,8 +58,8 @@ class System(nn.Module):
         *,
         seed: int,
         steps: int,
-        sampler: str,
-        guidance: float,
+        sampler: str | Sampler,
+        guidance: float | Guide,
         shape: ClipShape | None = None,
         report: Report | None = None,
     ) -> Batch:
@@ -64,6 +67,10 @@ class System(nn.Module):
 
         `shape` None makes clips of the shape that the system was built for.
         """
+
+    def tokens(self, shape: ClipShape) -> int:
+        """What a clip of this shape costs, in the units of the config's `tokens`: its picture's pixels by default."""
+        return shape.frames * math.prod(shape.size)
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Take from data what is not learned by gradients (statistics of a codec); nothing by default."""

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from mmdiff import noise as draws
 from mmdiff import tasks as masks
 from mmdiff.batch import Batch, ClipShape, Cond
-from mmdiff.conditioners import dropped, emptied
+from mmdiff.conditioners import dropped
 from mmdiff.coupling import Coupled, Coupling, SharedCoupling, local, spread
 from mmdiff.denoiser import Denoiser
 from mmdiff.errors import UserError
-from mmdiff.guidance import cfg, given
-from mmdiff.process import Process, widen
-from mmdiff.sampling import SAMPLERS, start, uniform
-from mmdiff.sampling import draws as takes_noise
+from mmdiff.guidance import Guide, as_guide
+from mmdiff.process import Denoise, Process, widen
+from mmdiff.sampling import SAMPLERS, Sampler, uniform
 from mmdiff.systems.base import Autoencoder, Logs, Report, System
-from mmdiff.systems.given import known, learned, unknown_mean, whole
+from mmdiff.systems.given import learned, unknown_mean, whole
+from mmdiff.systems.views import walk
 from mmdiff.systems.weights import FixedWeights, Weights
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # middles of the bins of t
@@ -53,6 +53,7 @@ class Diffusion(System):
         self.learner = nn.ModuleDict({"denoiser": denoiser, "conditioner": conditioner})
         self.shape, self.drop, self.grid, self.tasks = shape, drop, grid, tasks or {}
         masks.check(self.tasks, list(self.autoencoders))
+        denoiser.check_start(grid(1))
         self.coupling: Coupling = SharedCoupling()
         self.weights: Weights = FixedWeights()
 
@@ -83,7 +84,7 @@ class Diffusion(System):
         batch = cast(Batch, {**dropped(batch, drop), "held": held, "valid": valid})
         errors = self.errors(batch, t=packed, keys=draws.keys(seed, "noise", step, ids))
         batch["valid"] = learned(batch["valid"], held)
-        loss, logs = self.weigh(errors, batch)
+        loss, logs = self.weigh({n: self.denoiser.draw.balance(t[n], e) for n, e in errors.items()}, batch)
         return loss, logs | by_level(errors, t, batch["valid"])
 
     def errors(self, batch: Batch, *, t: Tensor, keys: Sequence[int]) -> dict[str, Tensor]:
@@ -126,8 +127,8 @@ class Diffusion(System):
         *,
         seed: int,
         steps: int = 25,
-        sampler: str = "euler",
-        guidance: float = 1.0,
+        sampler: str | Sampler = "euler",
+        guidance: float | Guide = 1.0,
         shape: ClipShape | None = None,
         report: Report | None = None,
     ) -> Batch:
@@ -141,26 +142,24 @@ class Diffusion(System):
 
     @torch.no_grad()
     def dream(
-        self, batch: Batch, *, seed: int, steps: int, sampler: str, guidance: float, report: Report | None
+        self,
+        batch: Batch,
+        *,
+        seed: int,
+        steps: int,
+        sampler: str | Sampler,
+        guidance: float | Guide,
+        report: Report | None,
     ) -> Tensor:
         """A batch that `blank` completed -> its latents, packed as the denoiser sees them."""
-        if sampler not in SAMPLERS:
+        if isinstance(sampler, str) and sampler not in SAMPLERS:
             raise UserError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-        times, process = self.grid(steps), self.path(batch)
-        x = draws.normal(self.latent_shape(batch), keys=draws.keys(seed, "start", 0, batch["id"]), device=self.device)
-        denoise = cfg(self.denoise(batch), self.denoise(emptied(batch)), scale=guidance)
-        held = self.held(batch)
-        if held is not None:
-            clean = self.joined(known(batch, self.codecs, self.latent_shapes(batch), self.device))
-            denoise = given(denoise, clean, held)
-        x = start(x, process=process, times=times)
-        fresh = self._fresh(sampler, x, batch, seed)
-        x = SAMPLERS[sampler](denoise, x, process=process, times=times, report=report, **fresh)
-        return x if held is None else torch.where(held, clean, x)
+        chosen = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
+        return walk(self, batch, seed=seed, steps=steps, sampler=chosen, guide=as_guide(guidance), report=report)
 
-    def denoise(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-        """The denoiser under one condition, which is computed once."""
-        cond = self.condition(batch)
+    def denoise(self, batch: Batch, change: Callable[[Cond], Cond] = lambda cond: cond) -> Denoise:
+        """The denoiser under one condition, which is computed once; a view may `change` it."""
+        cond = change(self.condition(batch))
         return lambda x, t: self.denoiser(x, local(self.coupling, t, cond["shapes"]), cond)
 
     def path(self, batch: Batch) -> Process:
@@ -260,13 +259,6 @@ class Diffusion(System):
     def draw_times(self, u: Tensor, batch: Batch = UNSAID) -> Tensor:
         """Uniforms (b,) -> times (b,), by the denoiser's draw and the number of latent positions."""
         return self.denoiser.draw(u, tokens=positions(self.latent_shapes(batch)))
-
-    def _fresh(self, sampler: str, x: Tensor, batch: Batch, seed: int) -> dict[str, Callable[[int], Tensor]]:
-        """The noise argument of the samplers that take one."""
-        if not takes_noise(SAMPLERS[sampler]):
-            return {}
-        shape = x.shape[1:]
-        return {"noise": lambda i: draws.normal(shape, keys=draws.keys(seed, "fresh", i, batch["id"]), device=x.device)}
 
 
 def clips(batch: Batch, name: str) -> Tensor:

@@ -177,7 +177,7 @@ class Torch(Engine):
 
 def make(run: Run, system: Any, ranks: Ranks) -> Engine:
     """The engine for how this process was started."""
-    if run.batch % (ranks.world * run.accumulate):
+    if run.tokens is None and run.batch % (ranks.world * run.accumulate):
         raise UserError(
             f"batch={run.batch} cannot be divided among {ranks.world} processes with accumulate={run.accumulate}. "
             f"Choose a batch that is a multiple of {ranks.world * run.accumulate}."

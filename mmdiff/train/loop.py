@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mmdiff.batch import Batch
 from mmdiff.data.loader import gather, loader
+from mmdiff.data.plans import Budget, Plan
 from mmdiff.errors import UserError
 from mmdiff.train import engine as engines
 from mmdiff.train import folder as folders
@@ -42,14 +43,15 @@ def fit(run: Run, *, config: Config, system: Any, train: Any, held_out: Any, ran
     user can mend and NoSoundCheckpoint if there is nothing sound to continue from.
     """
     with folders.opened(run.run, config, ranks) as folder:
+        plan = train.plan(run.batch if run.tokens is None else Budget(run.tokens, system.tokens))
         fit_statistics(system, train, run, folder, ranks)
         engine = engines.make(run, system, ranks)
         checkpoints = Checkpoints(folder, keep=run.keep, ranks=ranks)
-        first, strikes, speed = checkpoints.load(engine), 0, Speed(run, ranks)
+        first, strikes, speed = checkpoints.load(engine), 0, Speed(plan.mean, ranks)
         if ranks.first and first < run.steps:
             (folder / "DONE").unlink(missing_ok=True)
         with Log(folder, step=first, steps=run.steps, active=ranks.first) as log:
-            for step, batches, wait in stream(train, run, ranks, after=first):
+            for step, batches, wait in stream(train, plan, run, ranks, after=first):
                 with speed.counted(), told(ranks, step, [name for batch in batches for name in batch["id"]]):
                     update = train_step(engine, batches, run, step)
                     loss, asked = ranks.total(update.loss / ranks.world, float(stop.asked))
@@ -103,11 +105,11 @@ def train_step(engine: Engine, batches: list[Batch], run: Run, step: int) -> Upd
     return update
 
 
-def stream(train: Any, run: Run, ranks: Ranks, *, after: int) -> Iterator[tuple[int, list[Batch], float]]:
+def stream(train: Any, plan: Plan, run: Run, ranks: Ranks, *, after: int) -> Iterator[tuple[int, list[Batch], float]]:
     """(step, this rank's micro-batches, seconds waited for them) for every step that is left; 1 is the first step."""
     batches = loader(
         train,
-        batch=run.batch,
+        plan=plan,
         steps=run.steps,
         rank=ranks.rank,
         world=ranks.world,

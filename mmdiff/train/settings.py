@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -50,8 +51,8 @@ class Sample:
 
     prompts: list[str] = field(default_factory=list)  # empty takes captions of held-out clips
     steps: int = 25
-    guidance: float = 2.0
-    sampler: str = "euler"
+    guidance: float | Callable[..., Any] = 2.0  # a number is plain guidance of that scale, a part any other guide
+    sampler: str | Callable[..., Any] = "euler"  # a name, or a part where it takes arguments
     number: int = 4
 
 
@@ -62,6 +63,7 @@ class Run(Protocol):
     seed: int
     steps: int
     batch: int  # clips a step, over all ranks and micro-batches
+    tokens: int | None  # what a step may hold instead, in latent positions
     accumulate: int
     keep: int
     optimizer: Optimizer

@@ -13,7 +13,6 @@ from torch import Tensor
 from mmdiff.errors import UserError
 from mmdiff.train.engine import Outcome
 from mmdiff.train.ranks import Ranks
-from mmdiff.train.settings import Run
 
 Record = dict[str, Any]
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense bf16, FLOP/s
@@ -82,8 +81,8 @@ def diverged(step: int, record: Record) -> UserError:
 class Speed:
     """Samples a second, and the share of the hardware's arithmetic that is used where its peak is known."""
 
-    def __init__(self, run: Run, ranks: Ranks) -> None:
-        self.batch, self.flops = run.batch, 0
+    def __init__(self, clips: float, ranks: Ranks) -> None:
+        self.clips, self.flops = clips, 0  # clips a step, on average
         name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ""
         self.peak = next((peak for kind, peak in PEAKS.items() if kind in name), None)
 
@@ -103,5 +102,5 @@ class Speed:
         """Clips so far, seconds of the step with its wait for data, and the model's share of the peak."""
         whole = seconds + wait
         mfu = self.flops / whole / self.peak if self.peak else None
-        record = {"samples": step * self.batch, "step_s": whole, "data_wait_s": wait}
-        return record | {"samples_s": self.batch / whole, "mfu": mfu}
+        record = {"samples": round(step * self.clips), "step_s": whole, "data_wait_s": wait}
+        return record | {"samples_s": self.clips / whole, "mfu": mfu}

@@ -80,9 +80,10 @@ def configure(run: Run, world: int) -> Tree:
             raise UserError(f"{run.engine.config}: remove the key {key!r}; {reason}.")
     zero = tree.setdefault("zero_optimization", {})
     zero.setdefault("stage", 0)
+    batch = world * run.accumulate if run.tokens else run.batch  # DeepSpeed wants a number, and never sees a batch
     filled: Tree = {
-        "train_batch_size": run.batch,
-        "train_micro_batch_size_per_gpu": run.batch // world // run.accumulate,
+        "train_batch_size": batch,
+        "train_micro_batch_size_per_gpu": batch // world // run.accumulate,
         "gradient_accumulation_steps": run.accumulate,
         "gradient_clipping": run.optimizer.clip if zero["stage"] else 0.0,
     }

@@ -37,8 +37,9 @@ def clips(path: Path) -> Clips:
 
 
 def flat(clips: Clips, **arguments: Any) -> list[tuple[int, Batch]]:
+    plan = clips.plan(arguments.pop("batch", BATCH))
     return [
-        (step, part) for step, parts in loader(clips, **{"batch": BATCH, "steps": STEPS, **arguments}) for part in parts
+        (step, part) for step, parts in loader(clips, **{"plan": plan, "steps": STEPS, **arguments}) for part in parts
     ]
 
 
@@ -111,9 +112,9 @@ def test_errors_arrive_as_one_paragraph(workers: int, clips: Clips) -> None:
 
 def test_batches_that_cannot_be_shared_are_refused_at_once(clips: Clips) -> None:
     with pytest.raises(UserError, match="batch 4 cannot be shared by 3 ranks"):
-        loader(clips, batch=4, steps=1, world=3)
+        loader(clips, plan=clips.plan(4), steps=1, world=3)
     with pytest.raises(UserError, match="rank 2"):
-        loader(clips, batch=4, steps=1, world=2, rank=2)
+        loader(clips, plan=clips.plan(4), steps=1, world=2, rank=2)
 
 
 # ---- many shapes ---------------------------------------------------------------------------------------------------
@@ -147,8 +148,8 @@ def test_a_step_has_one_shape_and_ranks_share_it(path: Path) -> None:
 
 def test_a_packed_step_holds_clips_of_many_shapes(path: Path) -> None:
     budget = Budget(2 * 160, cost)
-    ((_, (whole,)),) = loader(shaped(path, Packed(160)), batch=budget, steps=1)
-    halves = [next(loader(shaped(path, Packed(160)), batch=budget, steps=1, rank=r, world=2))[1][0] for r in (0, 1)]
+    whole = flat(shaped(path, Packed(160)), batch=budget, steps=1)[0][1]
+    halves = [flat(shaped(path, Packed(160)), batch=budget, steps=1, rank=r, world=2)[0][1] for r in (0, 1)]
     assert whole["budget"] == 320 and halves[0]["budget"] == 160
     assert sorted(whole["id"]) == sorted(halves[0]["id"] + halves[1]["id"])
     assert whole["id"] == [name for part in whole["parts"] for name in part["id"]]
@@ -159,6 +160,6 @@ def test_a_packed_step_holds_clips_of_many_shapes(path: Path) -> None:
 
 def test_buckets_want_tokens(path: Path) -> None:
     with pytest.raises(UserError, match="data.buckets needs `tokens`"):
-        loader(shaped(path, Bucketed()), batch=4, steps=1)
+        flat(shaped(path, Bucketed()), batch=4)
     with pytest.raises(UserError, match="data.buckets.layout.multiple"):
-        loader(shaped(path, Bucketed(), "nearest"), batch=Budget(360, cost), steps=1, world=2)
+        flat(shaped(path, Bucketed(), "nearest"), batch=Budget(360, cost), world=2)

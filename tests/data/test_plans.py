@@ -6,7 +6,7 @@ from collections import Counter
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdiff.batch import ClipShape
@@ -101,6 +101,7 @@ def test_an_epoch_of_packs_visits_every_clip_once() -> None:
         assert set(seen) == want and len(seen) == len(want)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 64)), min_size=1, max_size=5), st.integers(64, 200))
 def test_packs_are_never_over_full_and_hold_everything(buckets: list[tuple[int, int]], length: int) -> None:
     counts, costs = zip(*buckets, strict=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff import noise
+from mmdiff.data.plans import Line
 from mmdiff.train.settings import Engine, Every, Optimizer, Sample
 
 
@@ -27,6 +28,9 @@ class Clips:
         pixels = noise.normal([3, 1, 2, 2], keys=[noise.key("clip", i)])[0] * 40 + 127
         sample = {"video": pixels.clamp(0, 255).to(torch.uint8), "valid": {"video": True}, "skipped": []}
         return {**sample, "id": f"clip-{i}", "text": f"this is {i}", "fps": 8.0, "rate": 8000}
+
+    def plan(self, share: int) -> Line:
+        return Line(share)
 
     def note(self, skipped: Any) -> None:
         """Nothing is ever skipped."""
@@ -109,6 +113,7 @@ class Run:
     seed: int = 0
     steps: int = 8
     batch: int = 8
+    tokens: int | None = None
     accumulate: int = 1
     keep: int = 2
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-2, warmup=2, ema=0.9, weight_decay=0.01))

@@ -55,7 +55,7 @@ def test_a_record_holds_means_over_micro_batches():
 
 
 def test_the_share_of_the_peak_counts_forward_and_backward():
-    speed = update.Speed(Run("run"), Ranks())
+    speed = update.Speed(16, Ranks())
     assert speed.describe(3, 1.0, 1.0)["mfu"] is None
     speed.peak = 1e6
     layer = torch.nn.Linear(100, 100, bias=False)
