@@ -13,20 +13,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make clips from a trained run: mp4 with sound, png or wav.")
     add = parser.add_argument
     add("run", help="a run folder (runs/a) or a released checkpoint (checkpoints/sounding_objects_joint)")
-    add(
-        "--prompt",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="what to make; repeatable; A | B in a long clip: A, then B",
-    )
+    add("--prompt", action="append", default=[], metavar="TEXT", help="what to make; repeatable; A | B: A, then B")
     add("--prompts", metavar="FILE", help="a text file with one prompt a line")
     add("--out", required=True, metavar="DIR", help="where clips and their .json side files go")
     add("--seed", type=int, default=0, help="the same seed gives the same clip, whatever the batch (default 0)")
     add("--number", type=int, default=1, help="clips a prompt (default 1)")
     add("--steps", type=int, help="sampling steps (default: the run's own)")
-    add("--guidance", type=float, metavar="S", help="guidance scale; 1 is off (default: the run's own)")
-    add("--sampler", help="euler, heun, dpmpp_2m or another (default: the run's own)")
+    add("--guidance", metavar="G", help="a scale (1 is off) or a guide, such as apg:scale=4 (default: the run's own)")
+    add("--sampler", metavar="S", help="such as heun, unipc or ancestral:eta=0.5 (default: the run's own)")
     add("--batch", type=int, help="clips at once (default: what fits the memory)")
     add("--device", default="", help="cpu, cuda:0 or several with commas (default: every GPU, else the CPU)")
     add("--scale", type=int, default=1, help="enlarge the pictures by this whole number (default 1)")

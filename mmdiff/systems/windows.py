@@ -16,6 +16,8 @@ from torch import Tensor
 from mmdiff import noise
 from mmdiff.batch import Batch, ClipShape
 from mmdiff.errors import UserError
+from mmdiff.guidance import Guide
+from mmdiff.sampling import Sampler
 from mmdiff.systems.base import Report
 from mmdiff.systems.diffusion import Diffusion
 from mmdiff.systems.given import known, whole
@@ -33,8 +35,8 @@ def generate(
     overlap: float | None = None,
     seed: int,
     steps: int = 25,
-    sampler: str = "euler",
-    guidance: float = 1.0,
+    sampler: str | Sampler = "euler",
+    guidance: float | Guide = 1.0,
     report: Report | None = None,
 ) -> Batch:
     """Clips of a shape in windows of another that share `overlap` seconds, half a window where it is None.
@@ -50,9 +52,9 @@ def generate(
         )
     about = system.blank(batch, shape)
     shapes = system.latent_shapes(about)
-    made = known(about, system.codecs, shapes, system.device)  # name: (b c t ...)
-    held = {name: mask.clone() for name, mask in whole(about.get("held", {}), shapes, len(about["text"])).items()}
-    all_places = places(shapes, system.latent_shapes(system.blank(batch, window)), share=_share(overlap, window))
+    made = _own(known(about, system.codecs, shapes, system.device))  # name: (b c t ...)
+    held = _own(whole(about.get("held", {}), shapes, len(about["text"])))
+    all_places = places(shapes, system.latent_shapes(Batch(shape=window)), share=_share(overlap, window))
     for i, at in enumerate(all_places):
         part = system.blank(_window(about, made, held, at, i, len(all_places)), window)
         told = None if report is None else _later(report, i * steps, len(all_places) * steps)
@@ -100,6 +102,11 @@ def _window(about: Batch, made: dict[str, Tensor], held: dict[str, Tensor], at: 
         latents={name: z[:, :, at[name]].clone() for name, z in made.items()},
     )
     return cast(Batch, {**part, **({"negative": about["negative"]} if "negative" in about else {})})
+
+
+def _own(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, to be written in."""
+    return {name: part.clone() for name, part in parts.items()}
 
 
 def _share(overlap: float | None, window: ClipShape) -> float:
