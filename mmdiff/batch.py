@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -20,6 +21,7 @@ class Batch(TypedDict, total=False):
     text: list[str]  # b captions
     negative: list[str]  # b texts that guidance moves away from, instead of from the empty one
     fps: Tensor  # (b,) frames per second
+    motion: Tensor  # (b,) picture widths a second that things are to move, where it is asked for
     rate: int  # audio samples per second, the same for the whole batch
     valid: dict[str, Tensor]  # "video", "audio" -> (b,) bool
     id: list[str]  # b stable names; with the seed and the step they determine every random draw
@@ -40,6 +42,7 @@ class Cond(TypedDict, total=False):
     shapes: dict[str, tuple[int, ...]]  # modality -> shape of one clip's latent
     seconds: dict[str, Tensor]  # modality -> (b t) midpoint in seconds of every latent time step
     valid: dict[str, Tensor]  # modality -> (b,) bool
+    skip: Sequence[int]  # blocks that stand aside, for a weaker answer
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,13 @@ PARTS = {
     "hf_text": "mmdiff.conditioners:HFText",
     "conditioners": "mmdiff.conditioners:Conditioners",
     "frame_rate": "mmdiff.conditioners:FrameRate",
+    "number": "mmdiff.conditioners:Number",
+    "motion_bucket": "mmdiff.conditioners:MotionBucket",
+    "label": "mmdiff.conditioners:Label",
     # denoisers and networks
     "denoiser": "mmdiff.denoiser:Denoiser",
     "dit": "mmdiff.models.dit:DiT",
+    "style": "mmdiff.models.block:Style",
     "joint_dit": "mmdiff.models.joint:JointDiT",
     "branch": "mmdiff.models.joint:BranchSpec",
     # how branches meet
@@ -116,6 +120,9 @@ PARTS = {
     "shallow": "mmdiff.guidance:shallow",
     "trained": "mmdiff.build:Trained",
 }
+
+
+WALK = ("process", "times", "noise", "report")  # what a system tells the sampler that its config chose
 
 
 @dataclass
@@ -195,8 +202,8 @@ def _dataclass_in(hint: Any) -> type | None:
     return next((o for o in options if isinstance(o, type) and hasattr(o, "__dataclass_fields__")), None)
 
 
-def check(node: Any, path: str) -> None:
-    """Check a node and its children against the signatures of their parts."""
+def check(node: Any, path: str, later: Sequence[str] = ()) -> None:
+    """Check a node and its children against the signatures of their parts; `later` are keys that a caller adds."""
     if isinstance(node, list):
         for i, child in enumerate(node):
             check(child, f"{path}[{i}]")
@@ -205,14 +212,15 @@ def check(node: Any, path: str) -> None:
     for key, child in node.items():
         check(child, f"{path}.{key}")
     if "kind" in node:
-        _check_part(node, path)
+        _check_part(node, path, later)
 
 
-def _check_part(node: Mapping[str, Any], path: str) -> None:
+def _check_part(node: Mapping[str, Any], path: str, later: Sequence[str]) -> None:
     """Names, types and completeness of one part's keys; a function's positional arguments come from its caller."""
     part = find(node["kind"], path)
     parameters = inspect.signature(part, eval_str=True).parameters
-    settable = {name: p for name, p in parameters.items() if isinstance(part, type) or p.kind is p.KEYWORD_ONLY}
+    keys = {name: p for name, p in parameters.items() if isinstance(part, type) or p.kind is p.KEYWORD_ONLY}
+    settable = {name: p for name, p in keys.items() if name not in later}
     given = {key: value for key, value in node.items() if key != "kind"}
     _check_names(given, list(settable), f"{path} (kind: {node['kind']})")
     for name, value in given.items():
@@ -306,7 +314,7 @@ def sampling_parts(choices: Mapping[str, Any], path: str = "sample") -> dict[str
                 raise UserError(
                     f"{path}.{name}: there is no {node.get('kind')!r}{near} Choose one of {', '.join(known)}."
                 )
-            check(node, f"{path}.{name}")
+            check(node, f"{path}.{name}", later=WALK)
             made[name] = make(node)
     return made
 

@@ -100,6 +100,23 @@ def _load(path: Path) -> Tree:
     return cast(Tree, tree)
 
 
+def spoken(text: str) -> Any:
+    """A part in one word, as a command line says it: "2.5", "heun", "churn:amount=20,low=0.1", "cfg:interval=[0, 1]".
+
+    A number, a name, or a mapping with `kind`; what stands behind an = is YAML. Raises UserError if it is not.
+    """
+    import yaml
+
+    kind, _, rest = text.partition(":")
+    try:
+        if not rest:
+            return yaml.safe_load(kind)
+        values = yaml.safe_load("{" + re.sub(r"(\w+)=", r"\1: ", rest) + "}")
+    except yaml.YAMLError as error:
+        raise UserError(f"{text!r} is not KIND or KIND:KEY=VALUE,KEY=VALUE: {_one_line(error)}") from None
+    return {"kind": kind, **values}
+
+
 def _override(item: str) -> Tree:
     """From "a.b=1" to {"a": {"b": 1}}."""
     import yaml

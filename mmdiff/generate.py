@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmdiff import __version__, build
 from mmdiff.batch import Batch
+from mmdiff.build import sampling_parts
 from mmdiff.data import media
 from mmdiff.errors import UserError
 from mmdiff.material import given, repeated
@@ -177,14 +178,13 @@ def generate(
 
 def _clips(system: Any, request: Batch, settings: Settings, report: Report) -> Batch:
     """In one window if the clips are no longer than the system's own, else in several."""
+    told = sampling_parts(settings.arguments()) | {"report": report}
     if settings.plain:
-        return cast(Batch, system.generate(request, report=report, **settings.arguments()))
+        return cast(Batch, system.generate(request, **told))
     shape, window = settings.shape(system.shape), settings.window(system.shape)
     if shape.frames <= window.frames:
-        return cast(Batch, system.generate(request, shape=shape, report=report, **settings.arguments()))
-    return windows.generate(
-        system, request, shape=shape, window=window, overlap=settings.overlap, report=report, **settings.arguments()
-    )
+        return cast(Batch, system.generate(request, shape=shape, **told))
+    return windows.generate(system, request, shape=shape, window=window, overlap=settings.overlap, **told)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.batch import ClipShape
+from mmdiff.build import sampling_parts
+from mmdiff.config import spoken
 from mmdiff.errors import UserError
 from mmdiff.material import Material
-from mmdiff.sampling import SAMPLERS
 from mmdiff.train.settings import Sample
 
 CHOICES = ("steps", "guidance", "sampler")  # what a run has a choice of its own for
@@ -26,8 +27,8 @@ class Settings:
 
     seed: int = 0
     steps: int | None = None
-    guidance: float | None = None
-    sampler: str | None = None
+    guidance: Any = None  # a number, or the mapping of a part
+    sampler: Any = None  # a name, or the mapping of a part
     ema: bool = True
     scale: int = 1  # whole-number enlargement of the written pictures, for players that show 32x32 as a dot
     negative: str | None = None  # what guidance moves away from, instead of from the empty prompt
@@ -41,8 +42,7 @@ class Settings:
         """Fill what was not chosen from the run's `sample` section, and refuse what cannot be."""
         choices = {name: getattr(sample, name) for name in CHOICES if getattr(self, name) is None}
         settings = replace(self, **choices)
-        if settings.sampler is not None and settings.sampler not in SAMPLERS:
-            raise UserError(f"There is no sampler called {settings.sampler!r}. Choose one of {', '.join(SAMPLERS)}.")
+        sampling_parts(settings.arguments())
         if min(1 if settings.steps is None else settings.steps, self.scale) < 1:
             raise UserError(f"Steps ({settings.steps}) and scale ({self.scale}) have to be 1 or more.")
         return settings
@@ -53,6 +53,7 @@ class Settings:
         size = named["size"]
         given = Material(**{field.name: named[field.name] for field in fields(Material)})
         own = {field.name: named[field.name] for field in fields(cls) if field.name not in ("size", "material")}
+        own |= {name: spoken(named[name]) for name in ("guidance", "sampler") if named[name] is not None}
         return cls(**own, size=None if size is None else read_size(size), material=given)
 
     @property

@@ -17,15 +17,16 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
         ["__init__.py", "errors.py", "config.py", "batch.py", "process", "noise.py", "progress.py", "layers"], 0
     ),
     **dict.fromkeys(["sampling", "losses", "guidance", "coupling.py", "tasks.py", "data", "world"], 1),
-    **dict.fromkeys(["models", "autoencoders", "denoiser.py", "conditioners.py", "material.py"], 2),
+    **dict.fromkeys(["models", "autoencoders", "denoiser.py", "conditioners", "material.py"], 2),
     **dict.fromkeys(["systems", "metrics"], 3),
     **dict.fromkeys(["train"], 4),
-    **dict.fromkeys(["build.py", "request.py"], 5),
-    **dict.fromkeys(["export.py", "generate.py", "prepare.py"], 6),
-    **dict.fromkeys(["evaluate"], 7),
-    **dict.fromkeys(["report"], 8),
-    **dict.fromkeys(["ablate"], 9),
-    **dict.fromkeys(["leaderboard.py"], 10),
+    **dict.fromkeys(["build.py"], 5),
+    **dict.fromkeys(["export.py", "request.py", "prepare.py"], 6),
+    **dict.fromkeys(["generate.py"], 7),
+    **dict.fromkeys(["evaluate"], 8),
+    **dict.fromkeys(["report"], 9),
+    **dict.fromkeys(["ablate"], 10),
+    **dict.fromkeys(["leaderboard.py"], 11),
 }
 OPEN = {"__init__.py", "errors.py", "batch.py", "progress.py"}
 ONLY_IN = {  # a package, and the files or folders that may import it

@@ -24,8 +24,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=1, help="of the clips and the intervals (default 1)")
     add("--number", type=int, default=1, help="clips a caption (default 1); 2 or more also measure diversity")
     add("--steps", type=int, help="sampling steps (default: the run's own)")
-    add("--guidance", type=float, metavar="S", help="guidance scale (default: the run's own)")
-    add("--sampler", help="euler, heun, ancestral or dpmpp_2m (default: the run's own)")
+    add("--guidance", metavar="G", help="a scale or a guide, such as apg:scale=4 (default: the run's own)")
+    add("--sampler", metavar="S", help="such as heun or ancestral:eta=0.5 (default: the run's own)")
     add("--no-ema", dest="ema", action="store_false", help="the raw weights instead of their moving average")
     add("--training", type=int, metavar="N", help="search copies in N training clips (default: all; 0: leave it out)")
     add("--cache", metavar="FOLDER", help="what was made and measured (default RUN/evaluation); runs may share one")
@@ -38,10 +38,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Parse, judge, print where the results are."""
     args = parse(argv)
+    from mmdiff.config import spoken
     from mmdiff.generate import Settings, read_prompts
     from mmdiff.report.evaluation import judge
 
-    choices = Settings(steps=args.steps, guidance=args.guidance, sampler=args.sampler, ema=args.ema)
+    said = {name: spoken(getattr(args, name)) for name in ("guidance", "sampler") if getattr(args, name) is not None}
+    choices = Settings(steps=args.steps, ema=args.ema, **said)
     prompts = read_prompts(args.prompts) if args.prompts else None
     devices = [name for name in args.device.split(",") if name]
     same = ("run", "split", "n", "against", "clips", "out", "seed", "number", "training", "cache", "batch")

@@ -142,7 +142,7 @@ def squeezed(
 
 
 def quantile_of(x: Tensor, q: float) -> Tensor:
-    """The q-quantile of each row of (b n), linear between ranks -> (b,). torch.quantile takes no more than 2^24 values."""
+    """The q-quantile of each row of (b n), linear between ranks -> (b,). (torch.quantile takes at most 2^24 values.)"""
     place = q * (x.shape[1] - 1)
     low = math.floor(place)
     ends = [x.kthvalue(min(k, x.shape[1] - 1) + 1, 1).values for k in (low, low + 1)]

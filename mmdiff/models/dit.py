@@ -1,9 +1,8 @@
 """A diffusion transformer for grids of any dimension (Peebles and Xie 2023; Ma et al. 2024, Latte).
 
-Video is a grid (t h w); sound is the same grid with one token per time step. Blocks are adaLN-zero around
-self-attention in a pattern (layers/attention.py), cross-attention to text, and SwiGLU; queries and keys are normalised
-per head and rotated by (seconds, h, w); `octaves` above 0 also adds absolute places to the tokens. Networks know no
-diffusion: they map (x, t, cond) to a tensor shaped like x.
+Video is a grid (t h w); sound is the same grid with one token per time step. Blocks (block.py) attend in a pattern
+(layers/attention.py) with queries and keys rotated by (seconds, h, w); `octaves` above 0 also adds absolute places to
+the tokens. Networks know no diffusion: they map (x, t, cond) to a tensor shaped like x.
 """
 
 from __future__ import annotations
@@ -16,13 +15,11 @@ from torch import Tensor, nn
 
 from mmdiff.batch import Cond
 from mmdiff.errors import UserError
-from mmdiff.layers.attention import PATTERNS, attention, grouped_attention, heads_of, merge_heads
+from mmdiff.layers.attention import PATTERNS
 from mmdiff.layers.embed import TimeEmbedding, patchify, unpatchify
-from mmdiff.layers.norm import RMSNorm, rms_norm
-from mmdiff.layers.rope import grid_angles, places, rotate
-
-Grid = tuple[int, int, int]
-Memory = tuple[Tensor, Tensor, Tensor | None]  # keys and values (b k l e) of the text, mask (b l)
+from mmdiff.layers.packing import Packing
+from mmdiff.layers.rope import grid_angles, grid_sincos, places
+from mmdiff.models.block import MODERN, NORMS, Block, Grid, Style, TextAttention, read, zero
 
 
 class DiT(nn.Module):
@@ -43,20 +40,42 @@ class DiT(nn.Module):
         conv: int = 0,
         octaves: int = 0,
         text_width: int = 0,
+        style: Style = MODERN,
     ) -> None:
         super().__init__()
         self.modality = modality
         self.time = TimeEmbedding(width)
         self.vector = nn.Linear(text_width, width) if text_width else None
         text = [TextAttention(width, heads, text_width) for _ in range(depth)] if text_width else None
-        self.branch = Branch(channels, width, depth, heads, patch, attention, window, ratio, conv, text, octaves)
+        self.branch = Branch(channels, width, depth, heads, patch, attention, window, ratio, conv, text, octaves, style)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         h, angles = self.branch.open(x, cond["seconds"][self.modality])
         c = condition(self.time(self.branch.token_time(t, x)), self.vector, cond)
-        for block in self.branch.blocks:
-            h = block.feed(block.attend(h, c, angles, read(block.text, cond)), c)
+        for i, block in enumerate(self.branch.blocks):
+            if i not in cond.get("skip", ()):
+                h = block.feed(block.attend(h, c, angles, read(block.text, cond)), c)
         return self.branch.close(h, c, x)
+
+    def packed(self, xs: Sequence[Tensor], ts: Sequence[Tensor], conds: Sequence[Cond]) -> list[Tensor]:
+        """What `forward` says of each, for clips of many sizes whose tokens run through the blocks as one sequence."""
+        opened = [
+            self.branch.open(x, cond["seconds"][self.modality]) for x, cond in zip(xs, conds, strict=True)
+        ]  # (b t h w d) and angles, each
+        layout = Packing([h.shape[:4] for h, _ in opened], xs[0].device)
+        h, angles = layout.join([h for h, _ in opened]), layout.join([a for _, a in opened])  # (1 n 1 1 d)
+        parts = zip(xs, ts, conds, strict=True)
+        told = [condition(self.time(self.branch.token_time(t, x)), self.vector, cond) for x, t, cond in parts]
+        c = layout.told(told)
+        for block in self.branch.blocks:
+            memory = [read(block.text, cond) for cond in conds]
+            h = block.feed(block.attend(h, c, angles, memory, layout), c, layout)
+        return [self.branch.close(*part) for part in zip(layout.split(h), told, xs, strict=True)]
+
+    @property
+    def skippable(self) -> int:
+        """How many blocks a condition may name in its `skip`."""
+        return len(self.branch.blocks)
 
 
 class Branch(nn.Module):
@@ -77,6 +96,7 @@ class Branch(nn.Module):
         conv: int,
         text: Sequence[TextAttention] | None,
         octaves: int = 0,
+        style: Style = MODERN,
     ) -> None:
         super().__init__()
         if pattern not in PATTERNS:
@@ -90,10 +110,10 @@ class Branch(nn.Module):
         volume = channels * patch[0] * patch[1] * patch[2]
         patterns = PATTERNS[pattern]
         self.embed = nn.Linear(volume, width)
-        self.octaves = octaves
+        self.octaves, self.style = octaves, style
         self.place = nn.Linear(6 * octaves, width) if octaves else None
         self.blocks = nn.ModuleList(  # type: ignore[assignment]
-            Block(width, heads, patterns[i % len(patterns)], window, ratio, conv, text[i] if text else None)
+            Block(width, heads, patterns[i % len(patterns)], window, ratio, conv, text[i] if text else None, style)
             for i in range(depth)
         )
         self.modulation = zero(nn.Linear(width, 2 * width))
@@ -106,6 +126,9 @@ class Branch(nn.Module):
         h = self.embed(tokens).float()
         if self.place is not None:
             h = h + self.place(places(seconds, size, octaves=self.octaves)).float()
+        if self.style.positions == "sincos":
+            h = h + grid_sincos(size, h.shape[-1], device=h.device)
+            return h, h.new_zeros(*h.shape[:4], self.head // 2)
         return h, grid_angles(seconds, size, head=self.head)
 
     def fitting(self, x: Tensor) -> Tensor:
@@ -124,7 +147,7 @@ class Branch(nn.Module):
     def close(self, h: Tensor, c: Tensor, like: Tensor) -> Tensor:
         """Tokens back to the shape of the input."""
         shift, scale = self.modulation(F.silu(c)).chunk(2, -1)
-        y = self.out(torch.addcmul(shift, rms_norm(h), 1 + scale))
+        y = self.out(torch.addcmul(shift, NORMS[self.style.norm](h), 1 + scale))
         return unpatchify(y, self.patch).reshape(like.shape)
 
     def token_time(self, t: Tensor, x: Tensor) -> Tensor:
@@ -132,127 +155,6 @@ class Branch(nn.Module):
         if t.ndim == 1:
             return t[:, None, None, None]
         return patchify(as_grid(t.expand_as(x)), self.patch).mean(-1)
-
-
-class Block(nn.Module):
-    """adaLN-zero block of one modality, in two halves so that a joint model can let branches meet in between.
-
-    At initialisation both halves are the identity: modulation gates and the text output are zero.
-    """
-
-    hot = ("attend", "feed")  # the methods that are worth compiling
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        pattern: str,
-        window: Sequence[int],
-        ratio: float,
-        conv: int,
-        text: TextAttention | None,
-    ) -> None:
-        super().__init__()
-        self.attention = SelfAttention(width, heads, pattern, window)
-        self.text = text
-        self.mlp = SwiGLU(width, int(ratio * width))
-        self.conv = TimeConv(width, conv) if conv else None
-        self.modulation = zero(nn.Linear(width, 6 * width))
-
-    def attend(self, x: Tensor, c: Tensor, angles: Tensor, memory: Memory | None) -> Tensor:
-        """x (b t h w d), c (b t|1 h|1 w|1 d): self-attention, then the text that `read` has made ready."""
-        shift, scale, gate = self.modulation(F.silu(c)).chunk(6, -1)[:3]
-        h = torch.addcmul(shift, rms_norm(x), 1 + scale)
-        if self.conv is not None:
-            h = self.conv(h)
-        x = x + gate * self.attention(h, angles)
-        if self.text is None or memory is None:
-            return x
-        return x + self.text(x.flatten(1, 3), memory).view_as(x)
-
-    def feed(self, x: Tensor, c: Tensor) -> Tensor:
-        """The feed-forward half."""
-        shift, scale, gate = self.modulation(F.silu(c)).chunk(6, -1)[3:]
-        return x + gate * self.mlp(torch.addcmul(shift, rms_norm(x), 1 + scale))
-
-
-class SelfAttention(nn.Module):
-    """Attention of a grid to itself in one pattern, with per-head QK-norm (Henry et al. 2020) and RoPE."""
-
-    def __init__(self, width: int, heads: int, pattern: str, window: Sequence[int]) -> None:
-        super().__init__()
-        self.heads, self.pattern = heads, pattern
-        self.window: Grid = (window[0], window[1], window[2])
-        self.qkv = nn.Linear(width, 3 * width)
-        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # 3 x (b t h w k e)
-        q, k = rotate(self.norm_q(q), angles), rotate(self.norm_k(k), angles)
-        y = grouped_attention(q, k, v, pattern=self.pattern, window=self.window)
-        return self.out(y.flatten(-2))  # (b t h w d)
-
-
-class TextAttention(nn.Module):
-    """Cross-attention to the text tokens, whose keys and values are computed once a clip, not once a frame."""
-
-    def __init__(self, width: int, heads: int, text_width: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(text_width, 2 * width)
-        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
-        self.out = zero(nn.Linear(width, width))
-
-    def memory(self, cond: Cond) -> Memory:
-        """Keys and values (b k l e) of the text, and its mask (b l)."""
-        if "tokens" not in cond:
-            raise UserError(
-                "The network reads text (text_width > 0) but its conditioner gives none: set text_width: 0."
-            )
-        if cond["tokens"].shape[-1] != self.kv.in_features:
-            raise UserError(
-                f"text_width: the network reads text of width {self.kv.in_features}, "
-                f"but its conditioner gives {cond['tokens'].shape[-1]}; make them equal."
-            )
-        k, v = self.kv(cond["tokens"]).chunk(2, -1)  # (b l d)
-        return self.norm_k(heads_of(k, self.heads)), heads_of(v, self.heads), cond.get("mask")
-
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """x (b n d) -> (b n d)"""
-        k, v, mask = memory
-        q = self.norm_q(heads_of(self.q(rms_norm(x)), self.heads))  # (b k n e)
-        return self.out(merge_heads(attention(q, k, v, mask=mask)))
-
-
-class SwiGLU(nn.Module):
-    """(silu(x W1) * x W2) W3 (Shazeer 2020)."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(width, 2 * hidden)
-        self.down = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * value)
-
-
-class TimeConv(nn.Module):
-    """x + a depthwise convolution along time: a prior that neighbouring moments matter most. Initially the identity."""
-
-    def __init__(self, width: int, kernel: int) -> None:
-        super().__init__()
-        self.taps = nn.Parameter(torch.zeros(kernel, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (b t h w d); an odd kernel keeps the length."""
-        reach, n = len(self.taps) // 2, x.shape[1]
-        padded = F.pad(x, (0, 0, 0, 0, 0, 0, reach, reach))
-        for i, tap in enumerate(self.taps):
-            x = torch.addcmul(x, padded[:, i : i + n], tap)
-        return x
 
 
 def condition(time: Tensor, vector: nn.Module | None, cond: Cond) -> Tensor:
@@ -266,18 +168,6 @@ def condition(time: Tensor, vector: nn.Module | None, cond: Cond) -> Tensor:
     return time + vector(cond["vector"])[:, None, None, None]
 
 
-def read(text: TextAttention | None, cond: Cond) -> Memory | None:
-    """The text as one block sees it; nothing for a network without text."""
-    return None if text is None else text.memory(cond)
-
-
 def as_grid(x: Tensor) -> Tensor:
     """(b c n) -> (b c n 1 1); a grid passes through."""
     return x[..., None, None] if x.ndim == 3 else x
-
-
-def zero(layer: nn.Linear) -> nn.Linear:
-    """Start as the zero map."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

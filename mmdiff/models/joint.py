@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mmdiff.batch import Cond
 from mmdiff.errors import UserError
 from mmdiff.layers.embed import TimeEmbedding
-from mmdiff.models.dit import Block, Branch, Memory, TextAttention, condition, read
+from mmdiff.models.block import Block, Memory, TextAttention, read
+from mmdiff.models.dit import Branch, condition
 from mmdiff.models.meeting import EACH_OTHER, Meet
 
 SHARED = {  # what may be shared -> the keys of the branches that have to agree for it
@@ -80,12 +81,19 @@ class JointDiT(nn.Module):
             times[name] = branch.times(cond["seconds"][name])
         places = self.meet.places(times, h, heads={branch.head for branch in self.branches.values()})
         for i, bridge in enumerate(self.bridges):
+            if i in cond.get("skip", ()):
+                continue
             blocks = {name: branch.blocks[i] for name, branch in self.branches.items()}
             memory = _memories(blocks, cond)  # of the text
             h = {name: blocks[name].attend(h[name], c[name], angles[name], memory[name]) for name in h}
             h = bridge(h, c, places, cond)
             h = {name: blocks[name].feed(h[name], c[name]) for name in h}
         return {name: branch.close(h[name], c[name], x[name]) for name, branch in self.branches.items()}
+
+    @property
+    def skippable(self) -> int:
+        """How many blocks a condition may name in its `skip`."""
+        return len(self.bridges)
 
 
 def _memories(blocks: dict[str, Block], cond: Cond) -> dict[str, Memory | None]:

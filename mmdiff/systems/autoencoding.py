@@ -24,6 +24,8 @@ from mmdiff.autoencoders.gaussian import Gaussian
 from mmdiff.autoencoders.vae import VAE
 from mmdiff.batch import Batch, ClipShape
 from mmdiff.errors import UserError
+from mmdiff.guidance import Guide
+from mmdiff.sampling import Sampler
 from mmdiff.systems.base import Logs, Report, System
 
 POWERS = {"l1": 1, "l2": 2}
@@ -138,8 +140,8 @@ class Autoencoding(System):
         *,
         seed: int,
         steps: int = 0,
-        sampler: str = "",
-        guidance: float = 1.0,
+        sampler: str | Sampler = "",
+        guidance: float | Guide = 1.0,
         shape: ClipShape | None = None,
         report: Report | None = None,
     ) -> Batch:

@@ -174,7 +174,7 @@ class Diffusion(System):
         fps, ids = torch.full((b,), shape.fps), batch.get("id") or [str(i) for i in range(b)]
         everywhere = {name: torch.ones(b, dtype=torch.bool) for name in self.autoencoders} | batch.get("valid", {})
         blank = Batch(text=batch["text"], id=ids, fps=fps, rate=shape.rate, valid=everywhere, shape=shape)
-        kept = ("held", "latents", "negative", *batch.get("held", {}))  # what is given of the clips
+        kept = ("held", "latents", "negative", "motion", *batch.get("held", {}))  # what is given
         return cast(Batch, {**{key: value for key, value in batch.items() if key in kept}, **blank})
 
     def condition(self, batch: Batch) -> Cond:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from mmdiff.batch import Batch, ClipShape
 from mmdiff.errors import UserError
+from mmdiff.guidance import Guide
 from mmdiff.models.tower import Tower
 from mmdiff.noise import key
+from mmdiff.sampling import Sampler
 from mmdiff.systems.base import Logs, Report, System
 
 
@@ -60,8 +62,8 @@ class Naming(System):
         *,
         seed: int,
         steps: int = 0,
-        sampler: str = "",
-        guidance: float = 1.0,
+        sampler: str | Sampler = "",
+        guidance: float | Guide = 1.0,
         shape: ClipShape | None = None,
         report: Report | None = None,
     ) -> Batch:
