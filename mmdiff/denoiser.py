@@ -8,6 +8,8 @@ eq. 8).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -62,9 +64,19 @@ class Denoiser(nn.Module):
         Entries that enter clean (t = 0) are not left out; a system that holds some of them weighs the entries itself.
         """
         x0, row = self._place(x0, t)
-        x, aim = mix(x0, noise, row), TARGETS[self.target](*row)
-        y, extra = self._answer(x, t, cond, row)
-        return self.cost(Answer(y, mix(x0, noise, aim), extra, x, x0, widen(t, x), row, aim, self.process))
+        x = mix(x0, noise, row)
+        return self._cost(x0, row, x, self._answer(x, t, cond, row), t, noise)
+
+    def packed_errors(
+        self, x0s: Sequence[Tensor], conds: Sequence[Cond], *, ts: Sequence[Tensor], noises: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """`errors` of each part, the clips of one size, by one call of the network on the tokens of all."""
+        placed = [self._place(x0, t) for x0, t in zip(x0s, ts, strict=True)]
+        xs = [mix(x0, noise, row) for (x0, row), noise in zip(placed, noises, strict=True)]
+        seen = [x / torch.hypot(*row) if self.scale_input else x for x, (_, row) in zip(xs, placed, strict=True)]
+        ys = self.net.packed(seen, ts, conds)
+        parts = zip(placed, xs, ys, ts, noises, strict=True)
+        return [self._cost(x0, row, x, self._split(y.to(x.dtype), x), t, noise) for (x0, row), x, y, t, noise in parts]
 
     def loss(self, x0: Tensor, cond: Cond, *, t: Tensor, noise: Tensor) -> Tensor:
         """Mean of `errors` over each sample -> (b,)."""
@@ -86,9 +98,19 @@ class Denoiser(nn.Module):
         precision = torch.promote_types(x.dtype, torch.float32)
         return x.to(precision), self.process(widen(t, x).to(precision))
 
+    def _cost(
+        self, x0: Tensor, row: Row, x: Tensor, answer: tuple[Tensor, Tensor | None], t: Tensor, noise: Tensor
+    ) -> Tensor:
+        """What an answer to x = a x0 + s noise costs at every entry."""
+        aim = TARGETS[self.target](*row)
+        return self.cost(Answer(answer[0], mix(x0, noise, aim), answer[1], x, x0, widen(t, x), row, aim, self.process))
+
     def _answer(self, x: Tensor, t: Tensor, cond: Cond, row: Row) -> tuple[Tensor, Tensor | None]:
         """y and what comes behind it."""
-        y = self.net(x / torch.hypot(*row) if self.scale_input else x, t, cond).to(x.dtype)
+        return self._split(self.net(x / torch.hypot(*row) if self.scale_input else x, t, cond).to(x.dtype), x)
+
+    def _split(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a network says of x -> y and what comes behind it."""
         if self.cost.outputs == 1:
             return y, None
         if y.shape[1] != 2 * x.shape[1]:

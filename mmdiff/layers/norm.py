@@ -18,6 +18,11 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float = 1e-6) -> T
     return norm if weight is None else norm * weight.to(x.dtype)
 
 
+def layer_norm(x: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """(x - mean) / std over the last axis (Ba et al. 2016), without weights."""
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+
 class RMSNorm(nn.Module):
     """`rms_norm` with a learned weight per channel (initially 1)."""
 

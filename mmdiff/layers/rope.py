@@ -61,3 +61,14 @@ def places(seconds: Tensor, size: tuple[int, int], *, octaves: int) -> Tensor:
     at = torch.stack([axis.expand(b, t, h, w) for axis in axes], -1)[..., None]  # (b t h w 3 1)
     angles = 2 * math.pi * at * 2.0 ** torch.arange(octaves, device=seconds.device)  # (b t h w 3 o)
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def grid_sincos(size: tuple[int, int], width: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """The fixed table of DiT (after He et al. 2022, MAE): size (h, w) -> (h w width), the column's half first.
+
+    Each half is the sine and then the cosine of the place times 10000^(-i / (width / 4)).
+    """
+    rates = 10000 ** (-torch.arange(width // 4, device=device, dtype=torch.float64) / (width // 4))
+    h, w = (torch.arange(n, device=device)[:, None] * rates for n in size)
+    row, column = (torch.cat([angles.sin(), angles.cos()], -1).float() for angles in (h, w))
+    return torch.cat([column.expand(size[0], -1, -1), row[:, None].expand(-1, size[1], -1)], -1)

@@ -23,7 +23,7 @@ from mmdiff.errors import UserError
 from mmdiff.layers.attention import attention, heads_of, merge_heads
 from mmdiff.layers.norm import RMSNorm, rms_norm
 from mmdiff.layers.rope import grid_angles, rotate
-from mmdiff.models.dit import zero
+from mmdiff.models.block import zero
 
 Parts = dict[str, Tensor]  # by modality
 Edge = tuple[str, str]  # whose weights make keys and values, of whose tokens

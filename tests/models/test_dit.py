@@ -15,7 +15,8 @@ from mmdiff.errors import UserError
 from mmdiff.layers.attention import PATTERNS, math_attention
 from mmdiff.layers.norm import rms_norm
 from mmdiff.layers.rope import rotate
-from mmdiff.models.dit import DiT, SelfAttention, TextAttention
+from mmdiff.models.block import SelfAttention, TextAttention
+from mmdiff.models.dit import DiT
 
 B, LATENT, TEXT = 3, (4, 4, 4, 4), 8
 each_pattern = pytest.mark.parametrize("attention", list(PATTERNS))
@@ -255,3 +256,48 @@ def test_absolute_places_tell_the_floor_from_the_ceiling() -> None:
         y = net(x, t, cond)
         answers.append((y[..., 0, :] - y[..., 2, :]).abs().max())
     assert answers[0] < 1e-5 < 1e-2 < answers[1]
+
+
+# ---- packing -------------------------------------------------------------------------------------------------------
+
+SIZES = [(4, 4, 4, 4), (4, 2, 4, 8), (4, 1, 8, 8)]
+
+
+def parts(entries: bool = False) -> list[tuple[Tensor, Tensor, Cond]]:
+    """Clips of three sizes, with times of each clip, or of each entry in the first part."""
+    made = [inputs(size) for size in SIZES]
+    if entries:
+        x, t, cond = made[0]
+        own = t[:, None, None, None, None].expand_as(x).clone()
+        own[:, :, :1] = 0
+        made[0] = x, own, cond
+    return made
+
+
+@each_pattern
+@pytest.mark.parametrize("entries", [False, True])
+def test_packed_is_unpacked_in_values_and_in_gradients(attention: str, entries: bool) -> None:
+    net = randomised(video(attention=attention, window=(1, 2, 2), conv=3, octaves=1))
+    made, grads, answers = parts(entries), [], []
+    for packed in (False, True):
+        net.zero_grad()
+        xs = [x.clone().requires_grad_() for x, _, _ in made]
+        ts, conds = [t for _, t, _ in made], [cond for _, _, cond in made]
+        ys = net.packed(xs, ts, conds) if packed else [net(*one) for one in zip(xs, ts, conds, strict=True)]
+        sum((y * (i + 1)).square().sum() for i, y in enumerate(ys)).backward()  # type: ignore[union-attr]
+        answers.append(ys)
+        grads.append([x.grad for x in xs] + [p.grad.clone() for p in net.parameters()])
+    for a, b in zip(*answers, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=float(1e-5 * a.abs().max() + 1e-6))
+
+
+def test_the_order_of_a_pack_and_its_company_change_nothing() -> None:
+    net, made = randomised(video(attention="full")), parts()
+    whole = net.packed(*zip(*made, strict=True))
+    turned = net.packed(*zip(*made[::-1], strict=True))
+    alone = net.packed(*zip(made[1], strict=True))
+    for a, b in zip(whole, turned[::-1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(alone[0], whole[1], rtol=1e-5, atol=1e-5)

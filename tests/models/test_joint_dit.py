@@ -16,7 +16,8 @@ from mmdiff.errors import UserError
 from mmdiff.layers.attention import math_attention
 from mmdiff.layers.norm import rms_norm
 from mmdiff.layers.rope import frequencies, rotate
-from mmdiff.models.dit import DiT, TextAttention
+from mmdiff.models.block import TextAttention
+from mmdiff.models.dit import DiT
 from mmdiff.models.joint import BranchSpec, JointDiT
 from mmdiff.models.meeting import Apart, CrossAttention, JointAttention, Meeting
 
