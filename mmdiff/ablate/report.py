@@ -22,6 +22,7 @@ from mmdiff.report.scores import COLUMNS
 
 Result = Mapping[str, Any]
 HELD_OUT = {"held_out_video": "held-out error, picture", "held_out_audio": "held-out error, sound"}
+UNITS = {"EFLOP": 1e18, "PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "FLOP": 1}
 SURE = 0.05  # of a p-value, after Holm's correction
 
 
@@ -145,10 +146,12 @@ def failures(result: Result) -> str:
 
 def curves(result: Result) -> str:
     """Held-out errors over the arithmetic that was paid for them."""
+    most = max((x for lines in result["curves"].values() for points in lines.values() for x, _ in points), default=0)
+    unit, scale = next((name, size) for name, size in UNITS.items() if most >= size or size == 1)
     plots = []
     for name, lines in result["curves"].items():
-        scaled = {arm: [(x / 1e12, y) for x, y in points] for arm, points in lines.items()}
-        plot = figures.curves(scaled, x="training, TFLOP")
+        scaled = {arm: [(x / scale, y) for x, y in points] for arm, points in lines.items()}
+        plot = figures.curves(scaled, x=f"training, {unit}")
         plots.append(f"<div><h3>Held-out error of {escape(name)}, mean over noise levels and seeds</h3>{plot}</div>")
     return f'<h2>Learning at equal compute</h2><div class="plots">{"".join(plots)}</div>'
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmdiff import config
 from mmdiff.ablate.question import ROOT, Cell, Question, shorter
@@ -30,7 +30,7 @@ from mmdiff.progress import Advance, bar
 from mmdiff.train.folder import plain
 
 STOPPED = 75  # a training that saved and left because it was told to
-PATIENCE = 2.0  # seconds between looks at a folder in which another process still trains
+PATIENCE = 1.0  # seconds between looks at a cell on which another process still works
 
 
 @dataclass
@@ -120,47 +120,42 @@ class Runner:
 
     def _cell(self, cell: Cell, slot: str | None) -> str | None:
         """Train and judge one cell -> its error."""
-        if not self.trained(cell):
-            self._wait(cell)
-            if error := self._call(cell, self.training(cell), slot):
+        with open(self.out / "cells" / f"{cell.name}.log", "ab") as log:
+            self._claim(log)
+            if not self.trained(cell) and (error := self._call(cell, self.training(cell), slot, log)):
                 return error
-        if not self.judged(cell):
-            if error := self._call(cell, self.judging(cell), slot):
-                return error
-            judge = self.question.judge
-            (self.folder(cell) / "judge.json").write_text(json.dumps([judge.n, judge.training]))
+            if not self.judged(cell):
+                if error := self._call(cell, self.judging(cell), slot, log):
+                    return error
+                judge = self.question.judge
+                (self.folder(cell) / "judge.json").write_text(json.dumps([judge.n, judge.training]))
         return None
 
-    def _call(self, cell: Cell, words: list[str], slot: str | None) -> str | None:
-        """Run a command, its output into the cell's log -> its error."""
-        log = self.out / "cells" / f"{cell.name}.log"
-        chosen = {} if slot is None else {"CUDA_VISIBLE_DEVICES": slot}
-        with open(log, "ab") as file:
-            begins = file.tell()
-            process = subprocess.Popen(
-                launched(self.launcher, words, name=cell.name), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-                env=os.environ | chosen, start_new_session=True,
-            )  # fmt: skip
-            self.running.append(process)
+    def _claim(self, log: BinaryIO) -> None:
+        """Lock a cell by its log, which commands inherit: what a killed runner left behind finishes its work first."""
+        while not claimed(log):
             if self.stopping:
-                process.terminate()
-            code = process.wait()
-            self.running.remove(process)
-        if code == 0:
-            return None
+                raise KeyboardInterrupt
+            time.sleep(PATIENCE)
+
+    def _call(self, cell: Cell, words: list[str], slot: str | None, log: BinaryIO) -> str | None:
+        """Run a command, its output into the cell's log -> its error."""
+        chosen = {} if slot is None else {"CUDA_VISIBLE_DEVICES": slot}
+        begins = log.seek(0, os.SEEK_END)
+        process = subprocess.Popen(
+            launched(self.launcher, words, name=cell.name), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+            env=os.environ | chosen, start_new_session=True,
+        )  # fmt: skip
+        self.running.append(process)
+        if self.stopping:
+            process.terminate()
+        code = process.wait()
+        self.running.remove(process)
         if self.stopping:
             raise KeyboardInterrupt
         if code == STOPPED:
             return "stopped by a signal after saving; the same command goes on with it"
-        return said(log, begins, code).replace(f"{shorter(self.out)}/", "")
-
-    def _wait(self, cell: Cell) -> None:
-        """Until no other process trains in the folder: what a killed runner left behind finishes its work."""
-        lock = self.folder(cell) / ".lock"
-        while lock.is_file() and not free(lock):
-            if self.stopping:
-                raise KeyboardInterrupt
-            time.sleep(PATIENCE)
+        return said(Path(log.name), begins, code).replace(f"{shorter(self.out)}/", "") if code else None
 
     def _stop(self) -> None:
         """Tell every running command to save and leave."""
@@ -182,16 +177,13 @@ class Runner:
             signal.signal(signal.SIGTERM, before)
 
 
-def free(lock: Path) -> bool:
-    """Whether nobody holds a run folder's lock."""
-    handle = os.open(lock, os.O_RDWR)
+def claimed(log: BinaryIO) -> bool:
+    """Whether the lock of an open log is ours now; it lasts until the log is closed here and in what we started."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
-    finally:
-        os.close(handle)
 
 
 def launched(template: str, words: Sequence[str], *, name: str) -> list[str]:

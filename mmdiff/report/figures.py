@@ -128,7 +128,7 @@ def _grid(place: Place, xs: Span, ys: Span, *, log: bool, name: str, width: int,
     marks = []
     for value in decades(*ys) if log else ticks(*ys):
         across, up = place((xs[0], value)).split(",")
-        label = f"{10**value:.2g}" if log else f"{value:.3g}"
+        label = f"{10**value:.{2 if ys[1] - ys[0] > 0.1 else 4}g}" if log else f"{value:.3g}"
         marks.append(f'<line class="axis" x1="{across}" x2="{width - 12}" y1="{up}" y2="{up}"/>')
         marks.append(f'<text x="{float(across) - 6}" y="{up}" dy="4" text-anchor="end">{label}</text>')
     for value in ticks(*xs):

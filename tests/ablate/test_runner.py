@@ -15,7 +15,7 @@ import pytest
 
 from mmdiff.ablate import question as questions
 from mmdiff.ablate.question import Cell
-from mmdiff.ablate.runner import Runner, free, launched
+from mmdiff.ablate.runner import Runner, claimed, launched
 from mmdiff.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -73,15 +73,17 @@ def test_a_launcher_wraps_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "cells" / "nothing-s1" / "DONE").read_text() == "nothing-s1"
 
 
-def test_a_lock_is_free_when_its_owner_is_gone(tmp_path: Path) -> None:
-    lock = tmp_path / ".lock"
-    lock.touch()
-    hold = f"import fcntl, time; f = open({str(lock)!r}, 'r+'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(60)"
-    owner = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
-    assert owner.stdout and owner.stdout.readline() and not free(lock)
-    owner.kill()
-    owner.wait()
-    assert free(lock)
+def test_a_cell_is_locked_for_as_long_as_its_command_lives(tmp_path: Path) -> None:
+    """Also after the runner that started it is gone: the lock belongs to the log, which the command holds open."""
+    path = tmp_path / "cell.log"
+    with open(path, "ab") as log:
+        assert claimed(log)
+        orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=log)
+    with open(path, "ab") as again:
+        assert not claimed(again)
+        orphan.kill()
+        orphan.wait()
+        assert claimed(again)
 
 
 # ---- for real ------------------------------------------------------------------------------------------------------
