@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmdiff import conditioners, noise
+from mmdiff import noise
 from mmdiff.batch import Batch, Cond
-from mmdiff.conditioners import Conditioners, FrameRate, HFText, Text, dropped, emptied
+from mmdiff.conditioners import Conditioners, FrameRate, HFText, Text, dropped, emptied, pretrained
 from mmdiff.errors import UserError
 
 TEXTS = [
@@ -221,7 +221,7 @@ def test_pretrained_conditions_belong_to_their_caption(folder: Path) -> None:
     assert together["tokens"].shape == (4, 16, WIDTH) and together["vector"].shape == (4, WIDTH)
     assert together["mask"][1].sum() >= 1 and together["tokens"].isfinite().all()
     for i, caption in enumerate(TEXTS):
-        conditioners._encoder.cache_clear()
+        pretrained._encoder.cache_clear()
         alone = part(batch([caption]))
         assert torch.allclose(real(together, i), real(alone, 0), atol=1e-6)
         assert torch.allclose(together["vector"][i], alone["vector"][0], atol=1e-6)
@@ -249,11 +249,11 @@ def test_pretrained_encoder_is_frozen_and_not_saved(t5: Path) -> None:
 
 def test_pretrained_embeddings_are_remembered_within_bounds(t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = HFText(path=str(t5), width=8).encoder
-    conditioners._encoder.cache_clear()
+    pretrained._encoder.cache_clear()
     encoder = HFText(path=str(t5), width=8).encoder
     first = encoder(TEXTS[0], length=32, device=torch.device("cpu"))
     assert encoder(TEXTS[0], length=32, device=torch.device("cpu")) is first
-    monkeypatch.setattr(conditioners, "REMEMBERED", 2 * first.nbytes)
+    monkeypatch.setattr(pretrained, "REMEMBERED", 2 * first.nbytes)
     for i in range(8):
         encoder(f"{TEXTS[0]} {i}", length=32, device=torch.device("cpu"))
     assert encoder._bytes == sum(x.nbytes for x in encoder._memory.values()) <= 2 * first.nbytes
@@ -266,7 +266,7 @@ def test_loading_an_encoder_leaves_the_initialisation_alone(t5: Path) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(noise.key("test"))
             weights.append(HFText(path=str(t5), width=8).project.weight)
-    conditioners._encoder.cache_clear()
+    pretrained._encoder.cache_clear()
     with torch.random.fork_rng():
         torch.manual_seed(noise.key("test"))
         weights.append(HFText(path=str(t5), width=8).project.weight)
@@ -274,7 +274,7 @@ def test_loading_an_encoder_leaves_the_initialisation_alone(t5: Path) -> None:
 
 
 def test_pretrained_long_captions_are_cut_and_named(t5: Path) -> None:
-    conditioners._encoder.cache_clear()
+    pretrained._encoder.cache_clear()
     part = HFText(path=str(t5), width=8, length=8)
     with pytest.warns(UserWarning, match="a red.*tokens.*8"):
         cond = part(batch(["a red ball " * 10]))
@@ -300,7 +300,7 @@ def test_pretrained_errors_say_what_to_do(t5: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="at most 32.*128"):
         HFText(path=str(bert), width=8)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    conditioners._encoder.cache_clear()
+    pretrained._encoder.cache_clear()
     with pytest.raises(UserError, match="pretrained"):
         HFText(path=str(t5), width=8)
 
