@@ -60,6 +60,7 @@ PARTS = {
     "style": "mmdiff.models.block:Style",
     "joint_dit": "mmdiff.models.joint:JointDiT",
     "branch": "mmdiff.models.joint:BranchSpec",
+    "unet": "mmdiff.models.unet:UNet",
     # how branches meet
     "apart": "mmdiff.models.meeting:Apart",
     "cross_attention": "mmdiff.models.meeting:CrossAttention",

@@ -80,10 +80,10 @@ class Upsample(nn.Module):
 
 
 class FrameNorm(nn.GroupNorm):
-    """Group normalisation of each frame by itself, eps 1e-6: statistics never look along time."""
+    """Group normalisation of each frame by itself: statistics never look along time."""
 
-    def __init__(self, channels: int, *, groups: int) -> None:
-        super().__init__(groups, channels, eps=1e-6)
+    def __init__(self, channels: int, *, groups: int, eps: float = 1e-6) -> None:
+        super().__init__(groups, channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, t, h, w = x.shape

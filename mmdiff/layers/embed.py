@@ -18,14 +18,35 @@ def sinusoid(t: Tensor, width: int, *, scale: float = 1000.0) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoid, then two layers: t (...) -> (... d)."""
+    """Sinusoid of so many `features`, then two layers: t (...) -> (... d)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, features: int = 256) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(sinusoid(t, 256).to(next(self.parameters()).dtype))
+        return self.mlp(self.waves(t).to(next(self.parameters()).dtype))
+
+    def waves(self, t: Tensor) -> Tensor:
+        """t (...) -> (... features)"""
+        return sinusoid(t, self.mlp[0].in_features)  # type: ignore[arg-type]
+
+
+class FourierEmbedding(TimeEmbedding):
+    """The same with random frequencies of log t, drawn from N(0, 16^2) and kept (Song et al. 2021, appendix C).
+
+    log t is that of 1e-4 for every smaller t, so that clean entries have an embedding too.
+    """
+
+    rates: Tensor  # (features / 2)
+
+    def __init__(self, width: int, features: int = 256) -> None:
+        super().__init__(width, features)
+        self.register_buffer("rates", nn.init.normal_(torch.empty(features // 2), std=16.0))
+
+    def waves(self, t: Tensor) -> Tensor:
+        angles = 2 * math.pi * t.float().clamp(min=1e-4).log()[..., None] * self.rates
+        return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 def patchify(x: Tensor, patch: tuple[int, int, int]) -> Tensor:
