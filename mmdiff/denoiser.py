@@ -9,6 +9,7 @@ eq. 8).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,12 @@ class Denoiser(nn.Module):
         placed = [self._place(x0, t) for x0, t in zip(x0s, ts, strict=True)]
         xs = [mix(x0, noise, row) for (x0, row), noise in zip(placed, noises, strict=True)]
         seen = [x / torch.hypot(*row) if self.scale_input else x for x, (_, row) in zip(xs, placed, strict=True)]
-        ys = self.net.packed(seen, ts, conds)
+        if not hasattr(self.net, "packed"):
+            raise UserError(
+                f"The network {type(self.net).__name__} takes clips of one size at a time: use kind dit, or train on "
+                "buckets instead of packs (data.buckets.layout: {kind: bucketed})."
+            )
+        ys = cast(Any, self.net).packed(seen, ts, conds)
         parts = zip(placed, xs, ys, ts, noises, strict=True)
         return [self._cost(x0, row, x, self._split(y.to(x.dtype), x), t, noise) for (x0, row), x, y, t, noise in parts]
 

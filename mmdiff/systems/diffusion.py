@@ -26,10 +26,11 @@ from mmdiff.process import Denoise, Process, widen
 from mmdiff.sampling import SAMPLERS, Sampler, uniform
 from mmdiff.systems.base import Autoencoder, Logs, Report, System
 from mmdiff.systems.given import learned, unknown_mean, whole
+from mmdiff.systems.levels import by_level, positions, present
+from mmdiff.systems.packing import packed_loss
 from mmdiff.systems.views import walk
 from mmdiff.systems.weights import FixedWeights, Weights
 
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # middles of the bins of t
 UNSAID = Batch()  # of which nothing is known but what the system says of all
 
 
@@ -71,32 +72,45 @@ class Diffusion(System):
 
     def loss(self, batch: Batch, *, seed: int, step: int, player: str = "learner") -> tuple[Tensor, Logs]:
         """Mean over the batch; a modality that a clip lacks adds exactly zero to the loss and to every gradient."""
-        ids, device = batch["id"], self.device
+        if "parts" in batch:
+            return packed_loss(self, batch, seed=seed, step=step)
+        batch, t = self.drawn(batch, seed=seed, step=step)
+        keys = draws.keys(seed, "noise", step, batch["id"])
+        errors = self.errors(batch, t=spread(t, self.latent_shapes(batch)), keys=keys)
+        batch["valid"] = learned(batch["valid"], batch["held"])
+        loss, logs = self.weigh({n: self.denoiser.draw.balance(t[n], e) for n, e in errors.items()}, batch)
+        return loss, logs | by_level(errors, t, batch["valid"])
+
+    def drawn(self, batch: Batch, *, seed: int, step: int) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch with its texts dropped and its tasks drawn, and the time of each clip in each modality."""
+        ids, shapes = batch["id"], self.latent_shapes(batch)
         t = self.coupling(
-            lambda purpose: draws.uniform(keys=draws.keys(seed, purpose, step, ids), device=device),
+            lambda purpose: draws.uniform(keys=draws.keys(seed, purpose, step, ids), device=self.device),
             partial(self.draw_times, batch=batch),
             list(self.autoencoders),
         )
         drop = draws.uniform(keys=draws.keys(seed, "drop", step, ids)) < self.drop
-        packed = spread(t, self.latent_shapes(batch))
-        held = masks.draw(self.tasks, self.latent_shapes(batch), seed=seed, step=step, ids=ids)
+        held = masks.draw(self.tasks, shapes, seed=seed, step=step, ids=ids)
         valid = masks.kept(batch["valid"], self.tasks, seed=seed, step=step, ids=ids)
-        batch = cast(Batch, {**dropped(batch, drop), "held": held, "valid": valid})
-        errors = self.errors(batch, t=packed, keys=draws.keys(seed, "noise", step, ids))
-        batch["valid"] = learned(batch["valid"], held)
-        loss, logs = self.weigh({n: self.denoiser.draw.balance(t[n], e) for n, e in errors.items()}, batch)
-        return loss, logs | by_level(errors, t, batch["valid"])
+        return cast(Batch, {**dropped(batch, drop), "held": held, "valid": valid}), t
 
     def errors(self, batch: Batch, *, t: Tensor, keys: Sequence[int]) -> dict[str, Tensor]:
         """Mean squared error of each sample over what is not held, per modality -> name: (b,)."""
-        with torch.no_grad():
-            x0 = self.encode(batch)  # (b c ...)
-        noise, held = draws.normal(x0.shape[1:], keys=keys, device=x0.device), self.held(batch)
-        if held is not None:
-            t = torch.where(held, 0.0, widen(t, x0))
-        errors = self.parts(self.denoiser.errors(x0, self.condition(batch), t=t, noise=noise), batch)
+        x0, t, noise = self.noisy(batch, t=t, keys=keys)
+        return self.means(self.denoiser.errors(x0, self.condition(batch), t=t, noise=noise), batch)
+
+    @torch.no_grad()
+    def noisy(self, batch: Batch, *, t: Tensor, keys: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """x0 (b c ...), its times and its noise; what is held stands at t = 0."""
+        x0, held = self.encode(batch), self.held(batch)
+        noise = draws.normal(x0.shape[1:], keys=keys, device=x0.device)
+        return x0, t if held is None else torch.where(held, 0.0, widen(t, x0)), noise
+
+    def means(self, errors: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Errors of every entry -> their mean over what is not held, per modality -> name: (b,)."""
+        held = self.held(batch)
         free = {} if held is None else self.parts(held, batch)
-        return {name: unknown_mean(error, free.get(name)) for name, error in errors.items()}
+        return {name: unknown_mean(error, free.get(name)) for name, error in self.parts(errors, batch).items()}
 
     def weigh(self, errors: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Logs]:
         """The modalities' losses as one; logs are means over the clips that have the modality."""
@@ -266,27 +280,6 @@ def clips(batch: Batch, name: str) -> Tensor:
     if name not in batch:
         raise UserError(f"The data holds no {name}, which the system learns; it holds {', '.join(batch)}.")
     return cast(Tensor, batch[name])  # type: ignore[literal-required]
-
-
-def positions(shapes: dict[str, tuple[int, ...]]) -> int:
-    """The latent positions of one clip."""
-    return sum(math.prod(shape[1:]) for shape in shapes.values())
-
-
-def present(error: Tensor, here: Tensor) -> Tensor:
-    """Mean error (b,) over the clips that have the modality, without its gradient."""
-    return torch.where(here, error, 0.0).sum().detach() / here.sum().clamp(min=1)
-
-
-def by_level(errors: dict[str, Tensor], t: dict[str, Tensor], valid: dict[str, Tensor]) -> Logs:
-    """loss/video@0.9 is over clips whose video stands within 0.1 of t = 0.9: a sum and its count (2,)."""
-    logs = {}
-    for name, error in errors.items():
-        here, error = valid[name].to(error.device), error.detach()
-        for level in LEVELS:
-            inside = here & ((t[name] * len(LEVELS)).long().clamp(max=len(LEVELS) - 1) == LEVELS.index(level))
-            logs[f"loss/{name}@{level}"] = torch.stack([torch.where(inside, error, 0.0).sum(), inside.sum()])
-    return logs
 
 
 def decode_with(codec: Any, z: Tensor, keys: Sequence[int]) -> Tensor:

@@ -8,21 +8,23 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_joint_system import SHAPES, batch, dream, randomised, system, without
 
-from mmdiff import build, noise, tasks
-from mmdiff.batch import Batch
+from mmdiff import build, config, noise, tasks
+from mmdiff.batch import Batch, ClipShape
 from mmdiff.conditioners import isolated
 from mmdiff.coupling import Coupled, IndependentCoupling, MixedCoupling, SharedCoupling, ShiftedCoupling, spread
 from mmdiff.models.meeting import Apart, CrossAttention, JointAttention
 from mmdiff.process import Linear
 from mmdiff.sampling import SAMPLERS
-from mmdiff.systems.diffusion import LEVELS, by_level
 from mmdiff.systems.joint import simplest
+from mmdiff.systems.levels import LEVELS, by_level
 from mmdiff.systems.weights import FixedWeights, TokenWeights, UncertaintyWeights
+from mmdiff.train import optimizer
 from mmdiff.train.update import Update, means
 
 COUPLINGS = {
@@ -197,3 +199,67 @@ def test_a_model_may_dream_one_modality_alone() -> None:
     for p in parts.denoiser.net.net.branches["audio"].parameters():  # type: ignore[union-attr,index]
         p.data.mul_(2.0)
     torch.testing.assert_close(parts.generate(asked, seed=0, steps=3)["video"], made["video"])
+
+
+# ---- from the keys of a config -------------------------------------------------------------------------------------
+
+NODES: dict[str, dict[str, Any]] = {
+    "apart": {"meet": {"kind": "apart"}},
+    "cross": {"meet": {"kind": "cross_attention", "every": 2, "gate": "both", "clock": "scaled_index"}},
+    "one way": {"meet": {"kind": "cross_attention", "direction": "video_to_audio", "window": 0.25}},
+    "joint": {"meet": {"kind": "joint_attention", "gate": "other", "clock": "rounded_index"}},
+    "all shared": {"share": ["time", "text", "blocks"], "video": {"attention": "full"}},
+    "feed-forward shared": {"share": ["feed_forward"]},
+}
+SYSTEM = {
+    "coupling": {
+        "kind": "mixed_coupling",
+        "parts": [{"kind": "shifted_coupling", "factors": {"audio": 2.0}}, {"kind": "independent_coupling"}],
+        "odds": [1, 1],
+    },
+    "weights": {"kind": "uncertainty_weights"},
+    "tasks": MODES,
+}
+
+
+@pytest.mark.parametrize("net", NODES.values(), ids=NODES)
+def test_each_mechanism_trains_is_saved_and_samples(net: dict[str, Any], tmp_path: Path) -> None:
+    tree = config.read(Path(__file__).parents[2] / "configs" / "sounding_objects" / "smoke.yaml")
+    tree = config.overlay(tree, {"system": SYSTEM | {"denoiser": {"net": net}}})
+    run = build.parse(tree)
+    parts = build.make_system(run)
+    data = clips_like(parts.shape)
+    parts.fit([data])
+    learner = parts.players()["learner"]
+    held = optimizer.make(learner, run.optimizer, clip=1.0)
+    before = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    for step in (1, 2):
+        parts.loss(data, seed=0, step=step)[0].backward()
+        held.step()
+        held.zero_grad()
+    moved = [name for name, p in learner.named_parameters() if not torch.equal(p, before[name])]
+    assert not held.overflow and any("bridges" in name for name in moved) == (net != NODES["apart"])
+    asked = Batch(text=["a red ball"], id=["a"])
+    made = parts.generate(asked, seed=0, steps=2, guidance=2.0)
+    assert made["video"].isfinite().all() and made["audio"].isfinite().all()
+    first = build.first_names(parts)
+    kept = {name: w for name, w in parts.state_dict().items() if first.get(name, name) == name}
+    assert sum(p.numel() for p in parts.parameters()) == sum(kept[name].numel() for name in set(first.values()))
+    save_file({name: w.contiguous() for name, w in kept.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.yaml").write_text(config.dump(tree), encoding="utf-8")
+    again, _, _ = build.load(tmp_path)
+    assert torch.equal(again.generate(asked, seed=0, steps=2, guidance=2.0)["video"], made["video"])
+
+
+def clips_like(shape: ClipShape) -> Batch:
+    """Random clips, enough to fit statistics on."""
+    ids = list(range(24))
+    return Batch(
+        video=noise.normal((3, shape.frames, *shape.size), keys=ids).clamp(-1, 1),
+        audio=noise.normal((1, shape.samples), keys=[100 + i for i in ids]).clamp(-1, 1),
+        text=["a red ball falls"] * len(ids),
+        fps=torch.full((len(ids),), float(shape.fps)),
+        rate=shape.rate,
+        valid={name: torch.ones(len(ids), dtype=torch.bool) for name in SHAPES},
+        id=[str(i) for i in ids],
+    )

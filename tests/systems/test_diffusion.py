@@ -17,7 +17,8 @@ from mmdiff.errors import UserError
 from mmdiff.models.dit import DiT
 from mmdiff.process import EDM, Linear, LogitNormal, Process, Shifted, Uniform
 from mmdiff.sampling import SAMPLERS, karras
-from mmdiff.systems.diffusion import LEVELS, Diffusion
+from mmdiff.systems.diffusion import Diffusion
+from mmdiff.systems.levels import LEVELS
 
 SHAPE = ClipShape(frames=4, fps=8.0, size=(4, 4), rate=32)
 TEXTS = ["a red ball falls", "", "two blue cubes bounce twice"]
