@@ -82,4 +82,5 @@ def answer(planned: Plan, *, clips: bool = True, progress: bool = True) -> list[
     errors = runner.run(progress=progress)
     found = result.collect(question, planned.costs, runner, errors)
     result.write_times(question, planned.costs, runner, errors)
-    return [result.write(found, runner.out), report.write(found, question, runner, clips=clips)]
+    commits = result.commits(question, runner, errors)
+    return [result.write(found, runner.out), report.write(found, question, runner, commits=commits, clips=clips)]

@@ -26,9 +26,12 @@ UNITS = {"EFLOP": 1e18, "PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "FLOP": 1}
 SURE = 0.05  # of a p-value, after Holm's correction
 
 
-def write(result: Result, question: Question, runner: Runner, *, clips: bool = True) -> Path:
+def write(
+    result: Result, question: Question, runner: Runner, *, commits: Mapping[str, Sequence[str]], clips: bool = True
+) -> Path:
     """OUT/report.html."""
     sections = [
+        mixed(commits),
         answer(result),
         gaps(result),
         failures(result),
@@ -37,7 +40,7 @@ def write(result: Result, question: Question, runner: Runner, *, clips: bool = T
         commands(question, runner),
     ]
     if clips and question.judge.clips:
-        sections.insert(3, gallery.section(_dreamt(result, question, runner)))
+        sections.insert(4, gallery.section(_dreamt(result, question, runner)))
     template = string.Template((files("mmdiff.report") / "page.html").read_text(encoding="utf-8"))
     title = question.text or question.name
     page = template.substitute(title=escape(title), lead=escape(_lead(result)), sections="\n".join(sections))
@@ -54,6 +57,14 @@ def _lead(result: Result) -> str:
         f"{arms} arms x {seeds} seeds, {done} of {len(result['cells'])} cells finished; matched in {matched}; judged "
         f"on the first {judge['n']} captions of “{judge['split']}”. Arms of one seed saw the same clips and noise."
     )
+
+
+def mixed(commits: Mapping[str, Sequence[str]]) -> str:
+    """A caution where the cells were not trained by one version of the source."""
+    if len(commits) < 2:
+        return ""
+    told = "; ".join(f"{commit}: {', '.join(cells)}" for commit, cells in commits.items())
+    return f'<p class="note">Caution: these cells were trained by different versions of mmdiff ({escape(told)}).</p>'
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------

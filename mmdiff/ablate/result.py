@@ -58,12 +58,23 @@ def write(result: Mapping[str, Any], out: Path) -> Path:
 
 
 def write_times(question: Question, costs: Mapping[str, Cost], runner: Runner, errors: Errors) -> None:
-    """What differs from run to run: seconds of the training steps of each cell, and the machine that took them."""
+    """What differs from run to run: seconds of the steps of each cell, the machine, and the source that it ran."""
     cells = [cell for cell in question.cells() if errors[cell.name] is None]
     seconds = {cell.name: _seconds(runner.folder(cell)) for cell in cells}
     measured = {name: cost.seconds_a_step for name, cost in costs.items()}
     found = {"measured_seconds_a_step": measured, "cells_mean_step_s": seconds, "machine": environment(Ranks())}
+    found["commits"] = commits(question, runner, errors)
     write_text(runner.out / "times.json", json.dumps(found, indent=1) + "\n")
+
+
+def commits(question: Question, runner: Runner, errors: Errors) -> dict[str, list[str]]:
+    """Version of the source -> the cells that it trained; more than one, and the cells differ in more than they say."""
+    found: dict[str, list[str]] = {}
+    for cell in question.cells():
+        if errors[cell.name] is None:
+            stored = json.loads((runner.folder(cell) / "environment.json").read_text(encoding="utf-8"))
+            found.setdefault(str(stored["commit"]), []).append(cell.name)
+    return found
 
 
 def _seconds(folder: Path) -> float | None:
