@@ -154,6 +154,7 @@ class Run:
     sample: Sample = field(default_factory=Sample)
     every: Every = field(default_factory=Every)
     keep: int = 2
+    start: str | None = None  # a run or an exported folder whose weights this one begins with
 
 
 # ---- checking ------------------------------------------------------------------------------------------------------

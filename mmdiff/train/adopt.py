@@ -1,7 +1,8 @@
-"""Weights that a part of a system takes from another run, once, when its training starts."""
+"""Weights that a system, or a part of it, takes from another run when its training starts."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from mmdiff.errors import UserError
@@ -28,3 +29,30 @@ def adopt_weights(system: Any) -> None:
                     f"The {module.source} of {module.run} is built otherwise than the config here says: {said} "
                     "Copy its keys from that run's config.yaml."
                 ) from None
+
+
+def begin_from(system: Any, run: str, *, tell: bool = True) -> None:
+    """Initial weights, by name, from a run or an exported folder; what stays as it was and what fits nowhere is told.
+
+    A parameter under several names needs one of them. Raises UserError where no name or a shape does not fit.
+    """
+    weights, step, _ = load_weights(run)
+    own = system.state_dict()
+    for name in sorted(own.keys() & weights.keys()):
+        if own[name].shape != weights[name].shape:
+            shapes = f"{tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
+            raise UserError(f"start: {name} is {shapes}; build the system as {run} was built.")
+    unexpected = sorted(system.load_state_dict(weights, strict=False).unexpected_keys)
+    found = {tensor.data_ptr() for name, tensor in own.items() if name in weights}
+    missing = [name for name, tensor in own.items() if name not in weights and tensor.data_ptr() not in found]
+    if not own.keys() & weights.keys():
+        raise UserError(f"start: no weight of {run} has a name of this system, such as {next(iter(own))}.")
+    if tell:
+        print(
+            f"started from {run} at step {step}{_named('new', missing)}{_named('unused', unexpected)}", file=sys.stderr
+        )
+
+
+def _named(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"; {what}: {', '.join(names[:8])}{more}" if names else ""

@@ -21,7 +21,7 @@ from mmdiff.data.plans import Budget, Plan
 from mmdiff.errors import UserError
 from mmdiff.train import engine as engines
 from mmdiff.train import folder as folders
-from mmdiff.train.adopt import adopt_weights
+from mmdiff.train.adopt import adopt_weights, begin_from
 from mmdiff.train.checkpoint import Checkpoints, flush
 from mmdiff.train.engine import Engine
 from mmdiff.train.judge import evaluate, preview
@@ -44,6 +44,8 @@ def fit(run: Run, *, config: Config, system: Any, train: Any, held_out: Any, ran
     """
     with folders.opened(run.run, config, ranks) as folder:
         plan = train.plan(run.batch if run.tokens is None else Budget(run.tokens, system.tokens))
+        if run.start is not None:
+            begin_from(system, run.start, tell=ranks.first)
         fit_statistics(system, train, run, folder, ranks)
         engine = engines.make(run, system, ranks)
         checkpoints = Checkpoints(folder, keep=run.keep, ranks=ranks)

@@ -66,6 +66,7 @@ class Run(Protocol):
     tokens: int | None  # what a step may hold instead, in latent positions
     accumulate: int
     keep: int
+    start: str | None
     optimizer: Optimizer
     engine: Engine
     every: Every

@@ -116,6 +116,7 @@ class Run:
     tokens: int | None = None
     accumulate: int = 1
     keep: int = 2
+    start: str | None = None
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-2, warmup=2, ema=0.9, weight_decay=0.01))
     engine: Engine = field(default_factory=lambda: Engine(precision="fp32"))
     every: Every = field(default_factory=lambda: Every(log=1, save=4))
