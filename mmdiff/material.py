@@ -154,5 +154,8 @@ def _start(path: str, what: str, keep: float, *, first: bool) -> float:
     if span is None:
         raise UserError(f"{path} holds no {what}.")
     if span[1] - span[0] < keep - 0.02:
-        raise UserError(f"{path} has {span[1] - span[0]:.2f} s of {what}, but {keep:.2f} s of it are needed.")
+        raise UserError(
+            f"{path} has {span[1] - span[0]:.2f} s of {what}, but {keep:.2f} s of it are needed: make the clip shorter "
+            "with --seconds, or more of it new with --extend."
+        )
     return span[0] if first else max(span[0], span[1] - keep)
