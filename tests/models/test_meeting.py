@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from mmdiff.batch import Cond
 from mmdiff.errors import UserError
 from mmdiff.models.joint import BranchSpec, JointDiT
 from mmdiff.models.meeting import CLOCKS, Apart, CrossAttention, JointAttention, Meet, within
+from mmdiff.train.engine import compile_blocks
 
 AUDIO_LIKE = BranchSpec(channels=4, width=AUDIO.width, patch=(2, 2, 2))
 MEETS: dict[str, Meet] = {
@@ -218,3 +220,14 @@ def test_shared_weights_learn_from_both(share: list[str]) -> None:
         net(x, t, cond)[name].square().mean().backward()
         gradient[name] = net.branches["audio"].blocks[1].mlp.down.weight.grad.clone()
     assert all(g.abs().sum() > 0 for g in gradient.values()) and not torch.equal(*gradient.values())
+
+
+@each_meet
+def test_hot_methods_compile_whole(meet: Meet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a break of the graph, and with the same numbers."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    net, (x, t, cond) = randomised(joint(meet=meet, depth=1)), inputs()
+    y = net(x, t, cond)
+    compile_blocks(net)
+    close(net(x, t, cond), y, 1e-4)
