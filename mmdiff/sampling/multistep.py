@@ -31,12 +31,17 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, *, process: Process, times: Tensor, re
     return x
 
 
-def dpmpp_3m(denoise: Denoise, x: Tensor, *, process: Process, times: Tensor, report: Report | None = None) -> Tensor:
-    """The third order of the same family (Lu et al. 2022, appendix A): a parabola of x0 in lambda."""
+def dpmpp_3m(
+    denoise: Denoise, x: Tensor, *, process: Process, times: Tensor, bend: float = 1.0, report: Report | None = None
+) -> Tensor:
+    """Third order in the same family (Lu et al. 2022, appendix B): the parabola of x0 in lambda.
+
+    `bend` is the share of its quadratic term. Published code has 0.5, with which the order is two (measured).
+    """
     memory: Memory = []
     for i, (now, then) in enumerate(pairwise(moments(process, times))):
         memory = [(now, denoise(x, time(now, x))), *memory[:2]]
-        x = share(x, third(memory, then), now, then)
+        x = share(x, third(memory, then, bend), now, then)
         tell(report, i, len(times) - 1)
     return x
 
@@ -82,8 +87,8 @@ def second(memory: Memory, then: Moment) -> Tensor:
     return x0 + like(h / past / 2, x0) * (x0 - old[0][1])
 
 
-def third(memory: Memory, then: Moment) -> Tensor:
-    """The mean of x0 under exp(lambda), on the parabola through the last three, as its expansion at `now`."""
+def third(memory: Memory, then: Moment, bend: float) -> Tensor:
+    """The mean of x0 under exp(lambda), on the parabola through the last three."""
     (now, x0), *old = known(memory, then)
     if len(old) < 2:
         return second(memory, then)
@@ -91,10 +96,11 @@ def third(memory: Memory, then: Moment) -> Tensor:
     h = log_ratio(then) - log_ratio(now)
     r0, r1 = (log_ratio(now) - log_ratio(last)) / h, (log_ratio(last) - log_ratio(first)) / h
     slope, older = (x0 - x1) / like(r0, x0), (x1 - x2) / like(r1, x0)
-    bend = (slope - older) / like(r0 + r1, x0)
+    curve = (slope - older) / like(r0 + r1, x0)  # x0 + (slope + r0 curve) u + curve u^2, u from 0 to 1 in this step
     whole = -torch.expm1(-h)
-    linear, square = (1 - whole / h) / whole, ((h - whole) / h**2 - 0.5) / whole
-    return x0 + like(linear, x0) * (slope + like(r0, x0) * bend) - like(square, x0) * bend
+    linear = 1 - whole / h
+    square = bend * (1 - 2 * linear / h)
+    return x0 + like(linear / whole, x0) * (slope + like(r0, x0) * curve) + like(square / whole, x0) * curve
 
 
 def unified(memory: Memory, then: Moment, x0_then: Tensor | None = None) -> Tensor:
