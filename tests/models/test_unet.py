@@ -1,4 +1,4 @@
-"""The space-time U-Net: equal to diffusers' with shared weights, still while its time is closed, told what it is told."""
+"""The space-time U-Net: equal to diffusers' with shared weights, and a picture model while its time is closed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ from mmdiff.models.unet_blocks import UNIT, ResBlock, Row, Style
 from mmdiff.train.optimizer import matrix_parameters
 
 B, TEXT = 2, 8
-SMALL: dict[str, Any] = dict(
-    channels=3, widths=[8, 16], strides=[[1, 2, 2]], heads=[0, 2], middle=2, blocks=1, groups=4
-)
+SMALL: dict[str, Any] = {
+    "channels": 3,
+    "widths": [8, 16],
+    "strides": [[1, 2, 2]],
+    "heads": [0, 2],
+    "middle": 2,
+    "blocks": 1,
+    "groups": 4,
+}
 WAVE: dict[str, Any] = {**SMALL, "strides": [[4, 1, 1]], "kernel": [3, 1, 1], "pattern": "full", "modality": "audio"}
 
 
@@ -286,7 +292,7 @@ def test_a_closed_share_learns_first_and_all_else_follows() -> None:
 
 def test_a_share_that_is_asked_for_is_there_at_birth() -> None:
     mixes = [p for name, p in UNet(**{**CLIP, "mix": 0.5}).named_parameters() if name.endswith(".mix")]
-    assert len(mixes) == 5 + 3 and all(float(p) == 0.5 for p in mixes)
+    assert len(mixes) == 8 + 4 and all(p.item() == 0.5 for p in mixes)
 
 
 # ---- at birth ------------------------------------------------------------------------------------------------------
@@ -352,7 +358,7 @@ def test_every_block_hears_the_noise_level_and_the_text() -> None:
     net, cond = randomised(UNet(**CLIP)), told(tokens=draw(B, 5, TEXT, k=2))
     net(draw(B, 3, 4, 8, 8), TIMES, cond).square().mean().backward()
     heard = [name for name, p in net.named_parameters() if "modulation.weight" in name or "text.kv" in name]
-    assert len(heard) == 2 * 7 + 2 * 3 + 2  # two res blocks in each of 7 rows, two texts in each of 4 attentions
+    assert len(heard) == 2 * 8 + 2 * 4  # two residual blocks in each of 8 rows, two texts in each of 4 attentions
     assert all(dict(net.named_parameters())[name].grad.abs().sum() > 0 for name in heard)
 
 
@@ -402,10 +408,10 @@ def test_a_longer_wave_moves_with_its_content() -> None:
     for module in net.modules():  # statistics over the clip would see its ends
         if isinstance(module, nn.GroupNorm):
             module.forward = lambda h: h  # type: ignore[method-assign]
-    x = torch.zeros(1, 3, 96)
-    x[..., 40:56] = draw(1, 3, 16)
-    one, late = (net(z, TIMES[:1], told(96, "audio")) for z in (x, x.roll(4, -1)))
-    torch.testing.assert_close(one[..., 36:60].roll(0, -1), late[..., 40:64], atol=1e-4, rtol=1e-4)
+    x = torch.zeros(1, 3, 192)
+    x[..., 88:104] = draw(1, 3, 16)
+    one, late = (net(z, TIMES[:1], told(192, "audio")) for z in (x, x.roll(4, -1)))
+    torch.testing.assert_close(one[..., 72:120], late[..., 76:124], atol=1e-4, rtol=1e-4)
 
 
 # ---- errors, and what optimizers see -------------------------------------------------------------------------------
@@ -430,7 +436,7 @@ def test_shapes_that_do_not_fit_are_refused(keys: dict[str, Any], said: str) -> 
     ("size", "routes", "said"),
     [
         ((3, 4, 8, 7), {}, "does not divide"),
-        ((2, 4, 8, 8), {}, "built for 3 channels, but the latent has 2"),
+        ((2, 4, 8, 8), {}, "built for 3, but the latent has 2"),
         ((3, 4, 8, 8), {"concat": draw(B, 1, 4, 8, 8)}, "takes 0 channels beside its input, but gets 1"),
         ((3, 4, 8, 8), {"vector": draw(B, 5)}, "in 5 numbers, but the network listens to 0"),
     ],
