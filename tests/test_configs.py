@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,18 @@ def test_it_says_what_it_is(name: str) -> None:
     text = (CONFIGS / name).read_text(encoding="utf-8")
     header = "\n".join(re.findall(r"\A(?:#.*\n)+", text))
     assert len(header.split()) >= 5
+
+
+def test_what_is_taken_from_another_run_is_built_as_there() -> None:
+    trees = [read(CONFIGS / name, OPEN.get(name, [])) for name in FILES]
+    runs = {tree["run"]: tree for tree in trees if "run" in tree}
+    taken = [n for tree in trees for n in nodes(tree) if n.get("kind") == "pretrained" and n["run"] in runs]
+    assert taken and all(n["part"] == runs[n["run"]]["system"]["autoencoder"] for n in taken)
+
+
+def nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a config."""
+    if isinstance(tree, dict):
+        yield tree
+    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else []:
+        yield from nodes(child)
