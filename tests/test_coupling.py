@@ -92,7 +92,9 @@ def test_times_spread_over_a_packed_sample() -> None:
     torch.testing.assert_close(local(SHIFTED, entries, SHAPES)[:, 6:], shift(entries[:, 6:], 3.0))
 
 
-@pytest.mark.parametrize("sampler", list(SAMPLERS))
+@pytest.mark.parametrize(
+    "sampler", sorted(set(SAMPLERS) - {"churn", "restart"})
+)  # these go back by the grid's own clock
 @pytest.mark.parametrize("process", [Linear(), Cosine()], ids=str)
 def test_a_coupled_sampler_is_a_sampler_for_each_modality(sampler: str, process: Any) -> None:
     """Each modality walks as it would alone on its own shifted grid: bit for bit where nothing couples them."""
