@@ -28,6 +28,7 @@ class Batch(TypedDict, total=False):
     shape: ClipShape  # of clips that are still to be made
     parts: list[Batch]  # of a packed batch: the clips of each shape, largest first; id and text are those of all parts
     budget: int  # of a packed batch: the tokens by which the sum of all tokens' errors is divided
+    chance: Tensor  # (b,) a number in (0, 1) for what a network decides at random; 0 where nobody drew it
     held: dict[str, Tensor]  # modality -> bool over latents (b 1 t h w) or (b 1 n), True where the clip is given
     latents: dict[str, Tensor]  # modality -> latents (b c ...) of what is held, instead of its clips
 
@@ -42,6 +43,7 @@ class Cond(TypedDict, total=False):
     shapes: dict[str, tuple[int, ...]]  # modality -> shape of one clip's latent
     seconds: dict[str, Tensor]  # modality -> (b t) midpoint in seconds of every latent time step
     valid: dict[str, Tensor]  # modality -> (b,) bool
+    chance: Tensor  # (b,) as in the batch; a pass with the same one is the same pass
     skip: Sequence[int]  # blocks that stand aside, for a weaker answer
 
 

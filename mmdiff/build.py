@@ -61,6 +61,7 @@ PARTS = {
     "joint_dit": "mmdiff.models.joint:JointDiT",
     "branch": "mmdiff.models.joint:BranchSpec",
     "unet": "mmdiff.models.unet:UNet",
+    "joint_unet": "mmdiff.models.joint_unet:JointUNet",
     # how branches meet
     "apart": "mmdiff.models.meeting:Apart",
     "cross_attention": "mmdiff.models.meeting:CrossAttention",

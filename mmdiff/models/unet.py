@@ -127,6 +127,7 @@ class UNet(nn.Module):
         track = self.open(x, t, cond)
         for i in range(len(self.blocks)):
             self.step(i, track)
+            self.keep(i, track)
         return self.close(track, x)
 
     def open(self, x: Tensor, t: Tensor, cond: Cond) -> Track:
@@ -141,6 +142,9 @@ class UNet(nn.Module):
         if self.takes[i]:
             track.h = torch.cat([track.h, track.kept.pop()], 1)
         track.h = block(track.h, track.told[self.shorter[i]]) if isinstance(block, Row) else block(track.h)
+
+    def keep(self, i: int, track: Track) -> None:
+        """Lay the result of block i aside, if the way up will want it."""
         if self.keeps[i]:
             track.kept.append(track.h)
 

@@ -62,7 +62,7 @@ class Row(nn.Module):
 
     def __init__(self, channels: int, out: int, *, heads: int, style: Style) -> None:
         super().__init__()
-        mixed = style.temporal == "mixed"
+        self.width, mixed = out, style.temporal == "mixed"
         self.still = ResBlock(channels, out, kernel=style.kernel, style=style)
         self.moving = Mixed(ResBlock(out, out, kernel=(3, 1, 1), style=style), style.mix) if mixed else None
         look: Callable[..., nn.Module] = {"plain": Plain, "transformer": Transformer}[style.attention]

@@ -97,6 +97,7 @@ class Diffusion(System):
     def errors(self, batch: Batch, *, t: Tensor, keys: Sequence[int]) -> dict[str, Tensor]:
         """Mean squared error of each sample over what is not held, per modality -> name: (b,)."""
         x0, t, noise = self.noisy(batch, t=t, keys=keys)
+        batch = cast(Batch, {**batch, "chance": draws.uniform(keys=[draws.key(k, "chance") for k in keys])})
         return self.means(self.denoiser.errors(x0, self.condition(batch), t=t, noise=noise), batch)
 
     @torch.no_grad()
@@ -200,6 +201,7 @@ class Diffusion(System):
             shapes=self.latent_shapes(batch),
             seconds={name: s.to(device) for name, s in self.seconds(batch).items()},
             valid={name: v.to(device) for name, v in batch["valid"].items()},
+            chance=batch.get("chance", torch.zeros(len(batch["text"]))).to(device),
         )
 
     # ---- what a latent is ------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ def walk(
 ) -> Tensor:
     """A request that the system has completed -> its latents, packed as the denoiser sees them."""
     ids, shape, device, fixed = batch["id"], system.latent_shape(batch), system.device, fixed_entries(system, batch)
+    batch = cast(Batch, {**batch, "chance": draws.uniform(keys=draws.keys(seed, "chance", 0, ids))})
     times, process = system.grid(steps), system.path(batch)
     denoise = kept(guide(ViewsOf(system, batch, fixed)), fixed)
 

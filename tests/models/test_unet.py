@@ -306,6 +306,7 @@ def test_it_says_nothing_at_birth_and_every_block_passes_on() -> None:
     for i in range(len(net.blocks)):
         before = torch.cat([track.h, track.kept[-1]], 1) if net.takes[i] else track.h
         net.step(i, track)
+        net.keep(i, track)
         if isinstance(net.blocks[i], Row):
             assert torch.equal(track.h, net.blocks[i].still.skip(before))
     assert track.kept == []  # the way up takes all that the way down kept
