@@ -166,6 +166,7 @@ def row(job: Job, clip: Clip, name: str, digest: str) -> dict[str, Any]:
         "audio": f"{name}.wav",
         "fps": tier.fps,
         "num_frames": tier.frames,
+        "size": [tier.size, tier.size],
         "rate": tier.rate,
         "start": 0.0,
         "duration": tier.seconds,

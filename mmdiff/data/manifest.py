@@ -2,8 +2,9 @@
 
 One row is one clip: `id`, `video` and / or `audio` (paths relative to the manifest's folder), `captions` (a list; in a
 CSV one `caption`, or a JSON list in `captions`), and optionally `split`, `start` and `duration` in seconds; the row is
-kept whole in `facts`. In a folder, captions stand in a .txt of the clip's name, one a line; a sound file of that name
-is the video's own sound without loss. A folder that holds manifest.jsonl or manifest.csv is read as that manifest.
+kept whole in `facts`, where buckets look for the picture's `size` [h, w] before they open a file. In a folder, captions
+stand in a .txt of the clip's name, one a line; a sound file of that name is the video's own sound without loss. A
+folder that holds manifest.jsonl or manifest.csv is read as that manifest.
 """
 
 from __future__ import annotations

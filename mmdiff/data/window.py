@@ -88,7 +88,10 @@ def read_window(entry: Entry, policy: Policy, draws: Draws, facts: Callable[[Pat
 
 
 def extent(entry: Entry, policy: Policy, facts: Callable[[Path], Facts]) -> Extent:
-    """What an entry offers to a window. Raises BadMedia."""
+    """What an entry offers to a window: as its manifest declares, or else as its file says. Raises BadMedia."""
+    size = entry.facts.get("size")
+    if isinstance(size, list) and len(size) == 2 and entry.duration and entry.video and "video" in policy.modalities:
+        return Extent(entry.duration, (int(size[0]), int(size[1])))
     picture, sound, _ = _streams(entry, policy, facts)
     low, high = _span(entry, picture, sound)
     return Extent(high - low, picture.size if picture else None)

@@ -31,7 +31,8 @@ class Style:
     """Which parts a transformer is made of; DiT and Latte are layer, gelu, none and sincos.
 
     `norm` stands before every half of a block and before the output, without weights of its own; `qk` normalises
-    queries and keys per head; `positions` are rotary, or a fixed table of (h, w) added to the tokens.
+    queries and keys per head, and the tokens that ask the text; `positions` are rotary, or a fixed table of (h, w)
+    added to the tokens.
     """
 
     norm: Literal["rms", "layer"] = "rms"
@@ -109,12 +110,13 @@ class SelfAttention(nn.Module):
 class TextAttention(nn.Module):
     """Cross-attention to the text tokens, whose keys and values are computed once a clip, not once a frame."""
 
-    def __init__(self, width: int, heads: int, text_width: int) -> None:
+    def __init__(self, width: int, heads: int, text_width: int, qk: str = "rms") -> None:
         super().__init__()
         self.heads = heads
+        self.norm: Callable[[Tensor], Tensor] = rms_norm if qk == "rms" else nn.Identity()
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(text_width, 2 * width)
-        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.norm_q, self.norm_k = (RMSNorm(width // heads) if qk == "rms" else nn.Identity() for _ in range(2))
         self.out = zero(nn.Linear(width, width))
 
     def memory(self, cond: Cond) -> Memory:
@@ -134,7 +136,7 @@ class TextAttention(nn.Module):
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         """x (b t h w d) -> like x"""
         k, v, mask = memory
-        q = self.norm_q(heads_of(self.q(rms_norm(x)).flatten(1, -2), self.heads))  # (b k n e)
+        q = self.norm_q(heads_of(self.q(self.norm(x)).flatten(1, -2), self.heads))  # (b k n e)
         return self.out(merge_heads(attention(q, k, v, mask=mask))).view_as(x)
 
 

@@ -46,7 +46,7 @@ class DiT(nn.Module):
         self.modality = modality
         self.time = TimeEmbedding(width)
         self.vector = nn.Linear(text_width, width) if text_width else None
-        text = [TextAttention(width, heads, text_width) for _ in range(depth)] if text_width else None
+        text = [TextAttention(width, heads, text_width, style.qk) for _ in range(depth)] if text_width else None
         self.branch = Branch(channels, width, depth, heads, patch, attention, window, ratio, conv, text, octaves, style)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
