@@ -25,10 +25,10 @@ SQUARED = Squared()
 class Denoiser(nn.Module):
     """A network together with what it means: its process, its target, the draw of its training times and its loss.
 
-    `net(x, t, cond)` returns y of x's shape (with a loss of two outputs, a second tensor behind it in the channels). It
-    sees x / hypot(a, s), which has unit variance if the data has; with `scale_input=False` it sees x itself, as nets
-    trained elsewhere may want. t reaches it as the caller gave it: (b,), or anything of x's rank that broadcasts
-    against x, such as a time for every entry.
+    `net(x, t, cond)` returns y of x's shape. It sees x / hypot(a, s), which has unit variance if the data has; with
+    `scale_input=False` it sees x itself, as nets trained elsewhere may want. t reaches it as the caller gave it: (b,),
+    or anything of x's rank that broadcasts against x, such as a time for every entry. A loss of two outputs (`Hybrid`)
+    wants a network of twice the channels: it sees zeros behind x, and its second half is not y.
 
     With eps a process must not reach a = 0 where it is sampled (`check_start`): x0 is nan there.
     """
@@ -112,17 +112,15 @@ class Denoiser(nn.Module):
         return self.cost(Answer(answer[0], mix(x0, noise, aim), answer[1], x, x0, widen(t, x), row, aim, self.process))
 
     def _answer(self, x: Tensor, t: Tensor, cond: Cond, row: Row) -> tuple[Tensor, Tensor | None]:
-        """y and what comes behind it."""
-        return self._split(self.net(x / torch.hypot(*row) if self.scale_input else x, t, cond).to(x.dtype), x)
-
-    def _split(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What a network says of x -> y and what comes behind it."""
+        """y, and what comes behind it in the channels if the loss wants two outputs."""
+        seen = x / torch.hypot(*row) if self.scale_input else x
         if self.cost.outputs == 1:
-            return y, None
+            return self.net(seen, t, cond).to(x.dtype), None
+        if x.ndim < 3:
+            raise UserError(f"The loss {type(self.cost).__name__} needs channels, which a packed joint sample lacks.")
+        wide = t if t.ndim == 1 or t.shape[1] == 1 else torch.cat([t, t], 1)
+        y = self.net(torch.cat([seen, torch.zeros_like(seen)], 1), wide, cond).to(x.dtype)  # b 2c ...
         if y.shape[1] != 2 * x.shape[1]:
-            raise UserError(
-                f"The loss {type(self.cost).__name__} needs a network that answers {2 * x.shape[1]} channels to "
-                f"{x.shape[1]}, but it answers {y.shape[1]}. Give the network twice its output channels."
-            )
+            raise UserError(f"The loss {type(self.cost).__name__} needs a network of {2 * x.shape[1]} channels.")
         first, second = y.chunk(2, 1)
         return first, second

@@ -253,7 +253,7 @@ def test_held_entries_cost_no_bits() -> None:
 
 
 def test_a_network_of_one_output_is_refused() -> None:
-    with pytest.raises(UserError, match="Hybrid needs a network that answers 6 channels to 3"):
+    with pytest.raises(UserError, match="Hybrid needs a network of 6 channels"):
         errors(Hybrid(), Linear(), "flow")
 
 
@@ -263,3 +263,25 @@ def test_eps_is_refused_where_it_says_nothing() -> None:
         model.check_start(torch.tensor([1.0, 0.0]))
     model.check_start(torch.tensor([0.999, 0.0]))
     Denoiser(Net(SAID), process=DDPM(), target="eps", draw=Uniform()).check_start(torch.tensor([1.0, 0.0]))
+
+
+def test_any_network_of_twice_the_channels_learns_the_variance() -> None:
+    """Also with a time of its own for every entry; a packed sample has no channels to put it behind."""
+    from mmdiff.models.dit import DiT
+
+    net = DiT(channels=6, width=16, depth=1, heads=2, patch=(1, 2, 2))
+    model = Denoiser(net, process=DDPM(), target="eps", draw=Uniform(), loss=Hybrid())
+    x0, eps = normal(2, 3, 2, 4, 4).float(), normal(2, 3, 2, 4, 4, seed=1).float()
+    cond: Any = {"seconds": {"video": torch.tensor([[0.1, 0.2]] * 2)}}
+    t = torch.tensor([0.3, 0.8])
+    each = model.errors(x0, cond, t=widen(t, x0).expand_as(x0), noise=eps)
+    torch.testing.assert_close(each, model.errors(x0, cond, t=t, noise=eps))
+    assert model(x0, t, cond).shape == x0.shape
+    x0_hat, where = model.predict(x0, t, cond)
+    assert where is not None and where.shape == x0_hat.shape
+    bits = bits_per_dim(
+        lambda x, t: model.predict(x, t, cond), x0, process=DDPM(), steps=4, noise=lambda k: eps, levels=256
+    )
+    assert bits["total"].shape == (2,) and bits["total"].isfinite().all()
+    with pytest.raises(UserError, match="a packed joint sample lacks"):
+        model.errors(x0.flatten(1), cond, t=t, noise=eps.flatten(1))
