@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from mmdiff.batch import ClipShape
 from mmdiff.build import make, parse
 from mmdiff.config import read
 
@@ -47,3 +48,44 @@ def test_kl_f8_is_the_published_autoencoder() -> None:
 
 def test_kl_video_halves_time_twice() -> None:
     assert system("kl_video").autoencoder.grid((3, 17, 256, 256)) == (16, 5, 32, 32)
+
+
+# ---- transformers --------------------------------------------------------------------------------------------------
+
+
+def trunk(name: str, *overrides: str) -> int:
+    """Parameters of a network without the layer that takes in the condition's vector."""
+    run = parse(read(FULL / f"{name}.yaml", overrides))
+    with torch.device("meta"):
+        net = make(run.system["denoiser"]["net"])
+    return count(net) - count(net.vector)
+
+
+def test_dit_xl_is_the_published_network_to_the_last_weight() -> None:
+    """Theirs also counts a table of 1001 labels and one of positions, and gives each number a variance beside it."""
+    labels, positions, variance = 1001 * 1152, 256 * 1152, 16 * 1152 + 16
+    assert trunk("dit_xl") + labels + positions + variance == 675_129_632
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "heads", "millions"), [(384, 12, 6, 33), (768, 12, 12, 130), (1024, 24, 16, 458)]
+)
+def test_smaller_dits_have_the_published_sizes(width: int, depth: int, heads: int, millions: int) -> None:
+    """DiT-S, B and L (Peebles and Xie 2023, table 1), from the same file by three keys."""
+    keys = {"width": width, "depth": depth, "heads": heads, "vector_width": width}
+    ours = trunk("dit_xl", *(f"system.denoiser.net.{key}={value}" for key, value in keys.items()))
+    assert round((ours + 1001 * width) / 1e6) == pytest.approx(millions, abs=0.6)
+
+
+def test_latte_xl_has_the_published_size() -> None:
+    """673.68 M with its variances (Ma et al. 2024)."""
+    assert round((trunk("latte_xl") + 16 * 1152 + 16) / 1e6, 2) == 673.68
+
+
+def test_sora_xl_fills_its_budget_with_every_shape() -> None:
+    run = parse(read(FULL / "sora_xl.yaml"))
+    made = system("sora_xl")
+    own = ClipShape(run.data["frames"], run.data["fps"], (256, 256), run.data["rate"])
+    shapes = make(run.data["buckets"]).shapes(own)
+    assert run.tokens is not None and all(run.tokens // made.tokens(shape) >= 8 for shape in shapes)
+    assert all(size % 2 == 0 for shape in shapes for size in made.latent_shapes({"shape": shape})["video"][2:])

@@ -23,7 +23,11 @@ from mmdiff.models.block import MODERN, NORMS, Block, Grid, Style, TextAttention
 
 
 class DiT(nn.Module):
-    """One branch with its own time embedding: (x (b c t h w) or (b c n), t, cond) -> like x."""
+    """One branch with its own time embedding: (x (b c t h w) or (b c n), t, cond) -> like x.
+
+    `text_width` is the width of the condition's tokens and vector; `vector_width` alone is for a vector without text,
+    such as a class label's.
+    """
 
     def __init__(
         self,
@@ -40,12 +44,14 @@ class DiT(nn.Module):
         conv: int = 0,
         octaves: int = 0,
         text_width: int = 0,
+        vector_width: int = 0,
         style: Style = MODERN,
     ) -> None:
         super().__init__()
         self.modality = modality
         self.time = TimeEmbedding(width)
-        self.vector = nn.Linear(text_width, width) if text_width else None
+        vector_width = vector_width or text_width
+        self.vector = nn.Linear(vector_width, width) if vector_width else None
         text = [TextAttention(width, heads, text_width, style.qk) for _ in range(depth)] if text_width else None
         self.branch = Branch(channels, width, depth, heads, patch, attention, window, ratio, conv, text, octaves, style)
 
@@ -163,7 +169,8 @@ def condition(time: Tensor, vector: nn.Module | None, cond: Cond) -> Tensor:
         return time
     if vector is None:
         raise UserError(
-            "The conditioner describes the clips but the network does not listen: set text_width to its width."
+            "The conditioner describes the clips but the network does not listen: set text_width "
+            "(or vector_width, where it gives no text) to its width."
         )
     return time + vector(cond["vector"])[:, None, None, None]
 

@@ -54,7 +54,8 @@ class Diffusion(System):
         self.learner = nn.ModuleDict({"denoiser": denoiser, "conditioner": conditioner})
         self.shape, self.drop, self.grid, self.tasks = shape, drop, grid, tasks or {}
         masks.check(self.tasks, list(self.autoencoders))
-        denoiser.check_start(grid(1))
+        with torch.device("cpu"):  # also where the weights are built without memory
+            denoiser.check_start(grid(1))
         self.coupling: Coupling = SharedCoupling()
         self.weights: Weights = FixedWeights()
 
