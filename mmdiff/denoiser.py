@@ -74,15 +74,16 @@ class Denoiser(nn.Module):
         """`errors` of each part, the clips of one size, by one call of the network on the tokens of all."""
         placed = [self._place(x0, t) for x0, t in zip(x0s, ts, strict=True)]
         xs = [mix(x0, noise, row) for (x0, row), noise in zip(placed, noises, strict=True)]
-        seen = [x / torch.hypot(*row) if self.scale_input else x for x, (_, row) in zip(xs, placed, strict=True)]
+        shown = [self._shown(x, t, row) for x, t, (_, row) in zip(xs, ts, placed, strict=True)]
         if not hasattr(self.net, "packed"):
             raise UserError(
                 f"The network {type(self.net).__name__} takes clips of one size at a time: use kind dit, or train on "
                 "buckets instead of packs (data.buckets.layout: {kind: bucketed})."
             )
-        ys = cast(Any, self.net).packed(seen, ts, conds)
+        seen, times = zip(*shown, strict=True)
+        ys = cast(Any, self.net).packed(seen, times, conds)
         parts = zip(placed, xs, ys, ts, noises, strict=True)
-        return [self._cost(x0, row, x, self._split(y.to(x.dtype), x), t, noise) for (x0, row), x, y, t, noise in parts]
+        return [self._cost(x0, row, x, self._split(y, x), t, noise) for (x0, row), x, y, t, noise in parts]
 
     def loss(self, x0: Tensor, cond: Cond, *, t: Tensor, noise: Tensor) -> Tensor:
         """Mean of `errors` over each sample -> (b,)."""
@@ -113,13 +114,24 @@ class Denoiser(nn.Module):
 
     def _answer(self, x: Tensor, t: Tensor, cond: Cond, row: Row) -> tuple[Tensor, Tensor | None]:
         """y, and what comes behind it in the channels if the loss wants two outputs."""
+        seen, times = self._shown(x, t, row)
+        return self._split(self.net(seen, times, cond), x)
+
+    def _shown(self, x: Tensor, t: Tensor, row: Row) -> tuple[Tensor, Tensor]:
+        """What the network sees of x and of t; a loss of two outputs makes room for the second, b 2c ..."""
         seen = x / torch.hypot(*row) if self.scale_input else x
         if self.cost.outputs == 1:
-            return self.net(seen, t, cond).to(x.dtype), None
+            return seen, t
         if x.ndim < 3:
             raise UserError(f"The loss {type(self.cost).__name__} needs channels, which a packed joint sample lacks.")
         wide = t if t.ndim == 1 or t.shape[1] == 1 else torch.cat([t, t], 1)
-        y = self.net(torch.cat([seen, torch.zeros_like(seen)], 1), wide, cond).to(x.dtype)  # b 2c ...
+        return torch.cat([seen, torch.zeros_like(seen)], 1), wide
+
+    def _split(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a network said of x -> y, and what comes behind it."""
+        y = y.to(x.dtype)
+        if self.cost.outputs == 1:
+            return y, None
         if y.shape[1] != 2 * x.shape[1]:
             raise UserError(f"The loss {type(self.cost).__name__} needs a network of {2 * x.shape[1]} channels.")
         first, second = y.chunk(2, 1)
