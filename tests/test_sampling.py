@@ -301,9 +301,11 @@ def test_times_arrive_per_sample_and_progress_is_told(sampler: str) -> None:
     )
     assert y.dtype == torch.float32 and y.shape == x.shape
     assert all(t.shape == (2,) and t.dtype == torch.float32 for t in seen)
-    assert [t[0].item() for t in seen] == (
-        [1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25] if sampler == "heun" else [1, 0.75, 0.5, 0.25]
-    )
+    asked = [t[0].item() for t in seen]
+    if sampler in ("churn", "restart"):  # they go back to more noise in between
+        assert asked[0] == 1 and set(asked) >= {0.75, 0.5, 0.25} and len(asked) > 4
+    else:
+        assert asked == ([1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25] if sampler == "heun" else [1, 0.75, 0.5, 0.25])
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -445,6 +447,10 @@ def test_equals_diffusers_edm(name: str, sampler: Callable[..., Tensor]) -> None
 
 
 def test_posterior_std_vanishes_at_the_ends() -> None:
-    assert sampling.posterior_std((0.5, 0.8, 0.6), (0.0, 1.0, 0.0)) == 0
-    assert sampling.posterior_std((1.0, 0.0, 1.0), (0.5, 0.8, 0.6)) == 0.6
-    assert sampling.posterior_std((0.5, 0.8, 0.6), (0.5, 0.8, 0.6)) == 0
+    ends = [
+        tuple(torch.tensor(row, dtype=torch.float64)) for row in ((1.0, 0.0, 1.0), (0.5, 0.8, 0.6), (0.0, 1.0, 0.0))
+    ]
+    noise, middle, data = ends
+    assert sampling.posterior_std(middle, data) == 0
+    assert sampling.posterior_std(noise, middle) == 0.6
+    assert sampling.posterior_std(middle, middle) == 0
