@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, UNetSpatioTemporalConditionModel
 
 from mmdiff.batch import ClipShape
 from mmdiff.build import make, parse
@@ -89,3 +89,34 @@ def test_sora_xl_fills_its_budget_with_every_shape() -> None:
     shapes = make(run.data["buckets"]).shapes(own)
     assert run.tokens is not None and all(run.tokens // made.tokens(shape) >= 8 for shape in shapes)
     assert all(size % 2 == 0 for shape in shapes for size in made.latent_shapes({"shape": shape})["video"][2:])
+
+
+# ---- U-Nets --------------------------------------------------------------------------------------------------------
+
+
+def test_ddpm_is_the_published_network() -> None:
+    """The configuration of google/ddpm-cifar10-32; the paper says 35.7 M (Ho et al. 2020, appendix B)."""
+    with torch.device("meta"):
+        theirs = UNet2DModel(
+            sample_size=32,
+            block_out_channels=(128, 256, 256, 256),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=None,
+        )
+    assert count(system("ddpm").denoiser.net) == count(theirs) == 35_746_307
+
+
+def test_sd_unet_is_the_published_network() -> None:
+    """The one that conditions Stable Diffusion 1 on CLIP ViT-L/14."""
+    with torch.device("meta"):
+        theirs = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+    assert trunk("sd_unet") == count(theirs) == 859_520_964
+
+
+def test_svd_unet_is_the_published_network() -> None:
+    """Theirs takes in a vector of three numbers, and four more channels that hold the latent of a frame."""
+    with torch.device("meta"):
+        theirs = UNetSpatioTemporalConditionModel()
+    frame = 4 * 320 * 3 * 3
+    assert trunk("svd_unet") + frame + count(theirs.add_embedding) == count(theirs) == 1_524_623_082
