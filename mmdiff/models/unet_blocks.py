@@ -58,8 +58,6 @@ class Style:
 class Row(nn.Module):
     """A residual block, then attention; with time mixed in behind each of them where the style says so."""
 
-    hot = ("forward",)  # the methods that are worth compiling
-
     def __init__(self, channels: int, out: int, *, heads: int, style: Style) -> None:
         super().__init__()
         self.width, mixed = out, style.temporal == "mixed"
