@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ def frechet_interval(clips: Floats, reference: Floats, *, prompts: list[str], se
     def distance(rows: NDArray[np.int64]) -> float:
         return _between(_moments(clips[rows].reshape(-1, clips.shape[-1])), second, root)
 
-    return _interval(distance, prompts, seed=seed)
+    found = _interval(distance, prompts, seed=seed)
+    return replace(found, low=max(found.low, 0.0)) if found.n > 1 else found
 
 
 def mmd_interval(clips: Floats, reference: Floats, *, prompts: list[str], seed: int) -> Interval:

@@ -21,8 +21,12 @@ COLUMNS = {
     "facts": "all facts", "colour_count": "colours + count", "shape": "shape", "direction": "motion", "timbre": "sound",
     "sync_f1": "sync F1", "sync_f1_shuffled": "… shuffled", "sync_cost_ms": "sync cost, ms",
 }  # fmt: skip
-ORDINARY = {
-    "onset_f1": "onset F1", "onset_f1_shuffled": "… shuffled", "onset_lag_ms": "lag, ms",
+ALIGNED = {
+    "onset_f1": "onset F1", "onset_f1_shuffled": "… shuffled", "onset_lag_ms": "lag, ms", "energy_f1": "energy F1",
+    "energy_f1_shuffled": "… shuffled", "vendi_video": "different pictures", "vendi_audio": "different sounds",
+    "free_entropy_bits": "free choice, bits",
+}  # fmt: skip
+DISTANCES = {
     "fd_rand_appearance_ratio": "appearance", "fd_rand_motion_ratio": "motion", "fd_rand_spectrum_ratio": "spectrum",
     "fd_rand_time_ratio": "time", "memorised_video": "copied pictures", "memorised_audio": "copied sounds",
     "fvd": "FVD", "fid": "FID", "fad_vggish": "FAD", "fad_clap": "FAD-CLAP", "clip_score": "CLIP",
