@@ -14,7 +14,18 @@ TREES = {name: ast.parse((HOUSE / name).read_text(encoding="utf-8")) for name in
 
 FLOORS = {  # a file's floor is its own, or else its folder's; any file may import the open ones
     **dict.fromkeys(
-        ["__init__.py", "errors.py", "config.py", "batch.py", "process", "noise.py", "progress.py", "layers"], 0
+        [
+            "__init__.py",
+            "errors.py",
+            "config.py",
+            "batch.py",
+            "process",
+            "noise.py",
+            "progress.py",
+            "parts.py",
+            "layers",
+        ],
+        0,
     ),
     **dict.fromkeys(["sampling", "losses", "guidance", "coupling.py", "tasks.py", "data", "world"], 1),
     **dict.fromkeys(["models", "autoencoders", "denoiser.py", "conditioners", "material.py"], 2),

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mmdiff import noise
+sys.path.insert(0, str(Path(__file__).parent))
+from gaussians import MEAN, STD, each_process, fresh, gaussian, normal, transported
+
 from mmdiff.coupling import Coupled, ShiftedCoupling
 from mmdiff.errors import UserError
-from mmdiff.process import DDPM, EDM, Cosine, Denoise, Linear, Process, ScaledLinear, mix, to_noise, widen
+from mmdiff.process import EDM, Cosine, Linear, Process, ScaledLinear, mix, to_noise, widen
 from mmdiff.sampling import (
     SAMPLERS,
     calls,
@@ -33,36 +37,6 @@ from mmdiff.sampling import (
     uniform,
     unipc,
 )
-
-PROCESSES = [Linear(), Cosine(), DDPM(), ScaledLinear(), EDM()]
-each_process = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
-MEAN, STD = 0.4, 0.6  # of the Gaussian data
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return noise.normal(shape, keys=[noise.key(seed)])[0].double()
-
-
-def fresh(i: int) -> Tensor:
-    return normal(64, 3, seed=1000 + i)
-
-
-def gaussian(process: Process) -> Denoise:
-    """E[x0 | x] for x0 ~ N(MEAN, STD^2)."""
-
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
-        a, s = process(widen(t, x))
-        return MEAN + STD**2 * a / (a**2 * STD**2 + s**2) * (x - a * MEAN)
-
-    return denoise
-
-
-def transported(x: Tensor, process: Process, times: Tensor) -> Tensor:
-    """Where the exact ODE takes x from the first time to the last."""
-    a, s = (row[[0, -1]] for row in process(times))
-    std = (a**2 * STD**2 + s**2).sqrt()
-    return a[1] * MEAN + std[1] * (x - a[0] * MEAN) / std[0]
-
 
 # ---- orders --------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from mmdiff.batch import Batch, Cond
 from mmdiff.conditioners.merging import Conditioners
-from mmdiff.conditioners.nothing import dropped, emptied, isolated
+from mmdiff.conditioners.nothing import dropped, emptied
 from mmdiff.conditioners.numbers import FrameRate, Label, MotionBucket, Number
 from mmdiff.conditioners.pretrained import HFText
 from mmdiff.conditioners.text import Text, masked_mean
@@ -28,6 +28,5 @@ __all__ = [
     "Text",
     "dropped",
     "emptied",
-    "isolated",
     "masked_mean",
 ]

@@ -20,8 +20,3 @@ def dropped(batch: Batch, drop: Tensor) -> Batch:
     """The same clips, their text emptied where drop (b,) is True."""
     text = ["" if gone else text for text, gone in zip(batch["text"], drop.tolist(), strict=True)]
     return cast(Batch, {**batch, "text": text})
-
-
-def isolated(batch: Batch) -> Batch:
-    """The same clips, whose modalities do not hear of each other: the view without what a joint network couples."""
-    return cast(Batch, {**batch, "valid": {name: torch.zeros_like(here) for name, here in batch["valid"].items()}})

@@ -91,8 +91,7 @@ def evaluate(
     data = None if (home := like or run) is None else data_of(home)
     truth = None if data is None else ground_truth(data, choice)
     if clips is not None:
-        given = folder(clips, shape=None if data is None else shape_of(data), progress=progress)
-        subject = Subject("clips", given, {"clips": protocol.source(clips)})
+        subject = _brought(clips, data, progress=progress)
     else:
         options = {"number": number, "batch": batch, "devices": devices, "progress": progress, "cache": kept}
         assert run is not None and truth is not None
@@ -104,6 +103,12 @@ def evaluate(
     if out is not None:
         write(result, out)
     return result
+
+
+def _brought(clips: str | Path, data: dict[str, Any] | None, *, progress: bool) -> Subject:
+    """Clips that were made elsewhere."""
+    given = folder(clips, shape=None if data is None else shape_of(data), progress=progress)
+    return Subject("clips", given, {"clips": protocol.source(clips)})
 
 
 def _sets(subject: Subject, truth: Set | None, data: dict[str, Any] | None, *, seed: int) -> dict[str, Set]:

@@ -7,6 +7,7 @@ move it (a larger clip needs more noise), the batch may spread it, and losses th
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +29,11 @@ def shift(t: Tensor, factor: float) -> Tensor:
     return t / (t + (1 - t) / factor)
 
 
-class Draw:
+class Draw(ABC):
     """u (b,) in (0, 1), tokens -> t (b,). What a draw favours it may pay back: `balance` keeps the loss unbiased."""
 
-    def __call__(self, u: Tensor, *, tokens: int) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, u: Tensor, *, tokens: int) -> Tensor: ...
 
     def balance(self, t: Tensor, error: Tensor) -> Tensor:
         """The errors (b,) of clips that were drawn at t (b,), weighed."""

@@ -9,10 +9,11 @@ import pytest
 from scipy import stats
 
 from mmdiff.ablate.compare import compare, difference, estimate, flip_test, holm, quantile, spread, two_sided
+from mmdiff.noise import rng
 
 
 def gauss(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape)
+    return rng(seed).standard_normal(shape)
 
 
 @pytest.mark.parametrize("degrees", [1.0, 2.0, 3.7, 30.0, 200.0])

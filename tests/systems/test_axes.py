@@ -16,13 +16,13 @@ from test_joint_system import SHAPES, batch, dream, randomised, system, without
 
 from mmdiff import build, config, noise, tasks
 from mmdiff.batch import Batch, ClipShape
-from mmdiff.conditioners import isolated
 from mmdiff.coupling import Coupled, IndependentCoupling, MixedCoupling, SharedCoupling, ShiftedCoupling, spread
 from mmdiff.models.meeting import Apart, CrossAttention, JointAttention
 from mmdiff.process import Linear
 from mmdiff.sampling import SAMPLERS
 from mmdiff.systems.joint import simplest
 from mmdiff.systems.levels import LEVELS, by_level
+from mmdiff.systems.views import ViewsOf
 from mmdiff.systems.weights import FixedWeights, TokenWeights, UncertaintyWeights
 from mmdiff.train import optimizer
 from mmdiff.train.update import Update, means
@@ -137,7 +137,7 @@ def test_the_isolated_view_hears_nothing_of_the_other(meet: Any) -> None:
     x, t = noise.normal((208,), keys=[3]), torch.tensor([0.6])
     other = x.clone()
     other[:, 192:] += 1
-    view, coupled = parts.denoise(isolated(asked)), parts.denoise(asked)
+    view, coupled = ViewsOf(parts, asked, None).look("isolated"), parts.denoise(asked)
     assert torch.equal(view(x, t)[:, :192], view(other, t)[:, :192])
     assert not torch.allclose(coupled(x, t)[:, :192], coupled(other, t)[:, :192], atol=1e-4)
     if isinstance(meet, CrossAttention):

@@ -1,0 +1,106 @@
+"""The table of contents of the house: what a `kind` of a config stands for, as "module:name".
+
+A plain dictionary of strings, so that naming a part imports nothing.
+"""
+
+from __future__ import annotations
+
+PARTS = {
+    # data
+    "clips": "mmdiff.data.clips:Clips",
+    "clip_shape": "mmdiff.batch:ClipShape",
+    "buckets": "mmdiff.data.buckets:Buckets",
+    "bucketed": "mmdiff.data.plans:Bucketed",
+    "packed": "mmdiff.data.plans:Packed",
+    # systems
+    "diffusion": "mmdiff.systems.diffusion:Diffusion",
+    "joint": "mmdiff.systems.joint:Joint",
+    "autoencoding": "mmdiff.systems.autoencoding:Autoencoding",
+    "naming": "mmdiff.systems.naming:Naming",
+    # autoencoders
+    "pixels": "mmdiff.autoencoders.pixels:Pixels",
+    "pca": "mmdiff.autoencoders.pca:PCA",
+    "mel": "mmdiff.autoencoders.mel:Mel",
+    "vae": "mmdiff.autoencoders.vae:VAE",
+    "plan": "mmdiff.autoencoders.coder:Plan",
+    "pretrained": "mmdiff.autoencoders.pretrained:Pretrained",
+    # what judges an autoencoder
+    "patch_discriminator": "mmdiff.models.discriminator:PatchDiscriminator",
+    "tower": "mmdiff.models.tower:Tower",
+    "perceptual": "mmdiff.models.tower:Perceptual",
+    # conditioners
+    "text": "mmdiff.conditioners:Text",
+    "hf_text": "mmdiff.conditioners:HFText",
+    "conditioners": "mmdiff.conditioners:Conditioners",
+    "frame_rate": "mmdiff.conditioners:FrameRate",
+    "number": "mmdiff.conditioners:Number",
+    "motion_bucket": "mmdiff.conditioners:MotionBucket",
+    "label": "mmdiff.conditioners:Label",
+    # denoisers and networks
+    "denoiser": "mmdiff.denoiser:Denoiser",
+    "dit": "mmdiff.models.dit:DiT",
+    "style": "mmdiff.models.block:Style",
+    "joint_dit": "mmdiff.models.joint:JointDiT",
+    "branch": "mmdiff.models.joint:BranchSpec",
+    "unet": "mmdiff.models.unet:UNet",
+    "joint_unet": "mmdiff.models.joint_unet:JointUNet",
+    # how branches meet
+    "apart": "mmdiff.models.meeting:Apart",
+    "cross_attention": "mmdiff.models.meeting:CrossAttention",
+    "joint_attention": "mmdiff.models.meeting:JointAttention",
+    # how modalities hang together: their noise, their shares in the loss
+    "shared_coupling": "mmdiff.coupling:SharedCoupling",
+    "shifted_coupling": "mmdiff.coupling:ShiftedCoupling",
+    "independent_coupling": "mmdiff.coupling:IndependentCoupling",
+    "mixed_coupling": "mmdiff.coupling:MixedCoupling",
+    "fixed_weights": "mmdiff.systems.weights:FixedWeights",
+    "token_weights": "mmdiff.systems.weights:TokenWeights",
+    "uncertainty_weights": "mmdiff.systems.weights:UncertaintyWeights",
+    # losses and their weights
+    "squared": "mmdiff.losses:Squared",
+    "huber": "mmdiff.losses:Huber",
+    "pseudo_huber": "mmdiff.losses:PseudoHuber",
+    "directed": "mmdiff.losses:Directed",
+    "hybrid": "mmdiff.losses:Hybrid",
+    "min_snr": "mmdiff.losses:MinSNR",
+    "edm_weight": "mmdiff.losses:EDMWeight",
+    "as_target": "mmdiff.losses:AsTarget",
+    # processes, draws of t, grids of sampling times
+    "linear": "mmdiff.process:Linear",
+    "cosine": "mmdiff.process:Cosine",
+    "ddpm": "mmdiff.process:DDPM",
+    "scaled_linear": "mmdiff.process:ScaledLinear",
+    "edm": "mmdiff.process:EDM",
+    "svd": "mmdiff.process:SVD",
+    "zero_terminal": "mmdiff.process:ZeroTerminal",
+    "shifted_snr": "mmdiff.process:ShiftedSNR",
+    "uniform": "mmdiff.process:Uniform",
+    "logit_normal": "mmdiff.process:LogitNormal",
+    "log_normal": "mmdiff.process:LogNormal",
+    "shifted": "mmdiff.process:Shifted",
+    "stratified": "mmdiff.process:Stratified",
+    "loss_aware": "mmdiff.process:LossAware",
+    "uniform_grid": "mmdiff.sampling:uniform",
+    "shifted_grid": "mmdiff.sampling:shifted",
+    "karras_grid": "mmdiff.sampling:karras",
+    # samplers and guides, for the section `sample`
+    "euler": "mmdiff.sampling:euler",
+    "heun": "mmdiff.sampling:heun",
+    "dpmpp_2m": "mmdiff.sampling:dpmpp_2m",
+    "dpmpp_3m": "mmdiff.sampling:dpmpp_3m",
+    "unipc": "mmdiff.sampling:unipc",
+    "ancestral": "mmdiff.sampling:ancestral",
+    "dpmpp_2m_sde": "mmdiff.sampling:dpmpp_2m_sde",
+    "churn": "mmdiff.sampling:churn",
+    "restart": "mmdiff.sampling:restart",
+    "cfg": "mmdiff.guidance:plain",
+    "apg": "mmdiff.guidance:projected",
+    "autoguidance": "mmdiff.guidance:auto",
+    "isolation": "mmdiff.guidance:isolation",
+    "image_and_text": "mmdiff.guidance:image_and_text",
+    "static_threshold": "mmdiff.guidance:static_threshold",
+    "dynamic_threshold": "mmdiff.guidance:dynamic_threshold",
+    "ramp": "mmdiff.guidance:Ramp",
+    "shallow": "mmdiff.guidance:shallow",
+    "trained": "mmdiff.build:Trained",
+}
