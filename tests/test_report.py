@@ -119,6 +119,18 @@ def test_curves_leave_out_what_is_not_a_number():
     assert drawn.count("polyline") == 2 and "nan" not in drawn
 
 
+def test_every_line_is_drawn_however_many_there_are():
+    drawn = figures.curves({f"line {n}": [(1, 1.0), (2, 2.0)] for n in range(9)}, x="step")
+    assert drawn.count("polyline") == 9 and all(f"line {n}<" in drawn for n in range(9))
+
+
+def test_levels_of_noise_have_plots_of_their_own(tmp_path):
+    row = {"step": 1, "loss": 1.0, "loss/video": 0.5, "loss/video@0.1": 0.2, "loss/video@0.9": 0.8}
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row | {"step": n}) + "\n" for n in (1, 2)))
+    page = learning.section(tmp_path)
+    assert page.count("<h3>") == 2 and page.count("polyline") == 3 and "t = 0.9" in page and "@" not in page
+
+
 def test_marks_stand_where_their_seconds_are():
     drawn = figures.sound(torch.rand(8, 20), seconds=2.0, onsets=[0.5], impacts=[1.0, 1.5])
     assert f'x1="{figures.WIDTH / 4:.1f}"' in drawn and f"M{figures.WIDTH / 2:.1f}" in drawn
@@ -156,6 +168,15 @@ def test_two_models_share_one_table():
     both = scores.merged({"a": result(0.1), "b": result(0.2)})
     assert list(both["rows"]) == ["oracle", "codec of a", "a", "codec of b", "b", "silent"]
     assert both["rows"]["b"]["facts"]["value"] == 0.2 and both["protocol"]["run"] == ["a", "b"]
+
+
+def test_models_made_differently_are_said_to_be():
+    one, other = result(), result()
+    one["protocol"] |= {"steps": 25, "guidance": 2.0}
+    other["protocol"] |= {"steps": 25, "guidance": 3.0}
+    same, mixed = (scores.note(scores.merged({"a": one, "b": b})["protocol"]) for b in (one, other))
+    assert ", steps 25, guidance 2.0" in same and same.count("guidance") == 1
+    assert "a with steps 25, guidance 2.0; b with steps 25, guidance 3.0" in mixed
 
 
 def test_an_evaluation_is_a_page_with_nearest_pairs_and_no_markup_of_strangers():

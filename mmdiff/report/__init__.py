@@ -46,9 +46,7 @@ def _lead(folder: Path) -> str:
     """One sentence about the run from what the run wrote down itself."""
     rows = learning.read_log(folder)
     if not rows:
-        return "This run has not logged a step yet."
-    return f"{rows[-1]['step']:,} steps, {_clock(sum(row.get('step_s', 0.0) for row in rows))} in logged steps."
-
-
-def _clock(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        return "No log of training lies here: the run has not begun, or this is an exported one."
+    taken = [row["step_s"] for row in rows if "step_s" in row]
+    pace = f", {sum(taken) / len(taken):.2f} s a step (mean of the logged ones)" if taken else ""
+    return f"{rows[-1]['step']:,} steps{pace}."

@@ -11,6 +11,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -104,10 +105,11 @@ def curves(lines: Mapping[str, Sequence[Point]], *, x: str, log: bool = True, he
         return f"{across:.1f},{8 + (y1 - point[1]) / (y1 - y0) * (height - bottom - 8):.1f}"
 
     parts = [_grid(place, (x0, x1), (y0, y1), log=log, name=x, width=width, height=height, bottom=bottom)]
-    for colour, points in zip(COLOURS, kept.values()):
-        parts.append(f'<polyline class="curve" stroke="{colour}" points="{" ".join(map(place, points))}"/>')
+    coloured = dict(zip(kept, cycle(COLOURS)))
+    for name, points in kept.items():
+        parts.append(f'<polyline class="curve" stroke="{coloured[name]}" points="{" ".join(map(place, points))}"/>')
     legend = "".join(
-        f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for colour, name in zip(COLOURS, kept)
+        f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in coloured.items()
     )
     svg = f'<svg class="plot" viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
     return f'<figure>{svg}<figcaption class="legend">{legend}</figcaption></figure>'

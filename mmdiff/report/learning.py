@@ -24,15 +24,23 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def section(folder: Path) -> str:
-    """Loss per modality, held-out loss per noise level where there is one, and speed."""
+    """Loss per modality, in training and on held-out clips, whole and by noise level."""
     rows = read_log(folder)
     losses = smooth(lines(rows, "loss"))
-    plots = [_plot("Training loss, a running mean of the logged steps", losses)]
-    held_out = lines(rows, "held_out")
-    for modality in dict.fromkeys(name.split("/")[0] for name in held_out):
-        levels = {f"t = {name.split('/')[1]}": held_out[name] for name in held_out if name.startswith(f"{modality}/")}
-        plots.append(_plot(f"Held-out error of {modality}, by noise level", levels))
+    whole = {name: points for name, points in losses.items() if "@" not in name}
+    plots = [_plot("Training loss, a running mean of the logged steps", whole)]
+    plots += by_level("Training loss", losses, "@") + by_level("Held-out error", lines(rows, "held_out"), "/")
     return f'<h2>Learning</h2><div class="plots">{"".join(plots)}</div>'
+
+
+def by_level(title: str, named: dict[str, list[tuple[float, float]]], mark: str) -> list[str]:
+    """A plot for each modality of the lines named modality<mark>t."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name, points in named.items():
+        modality, _, level = name.partition(mark)
+        if level:
+            found.setdefault(modality, {})[f"t = {level}"] = points
+    return [_plot(f"{title} of {modality}, by noise level", levels) for modality, levels in found.items()]
 
 
 def _plot(title: str, named: dict[str, list[tuple[float, float]]]) -> str:

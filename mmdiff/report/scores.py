@@ -33,6 +33,7 @@ DISTANCES = {
     "imagebind_score": "ImageBind",
 }  # fmt: skip
 NAMES = {"oracle": "ground truth", "codec": "ground truth, through the codec"}
+MADE = ("sampler", "steps", "guidance")  # settings that may differ between the models of a table
 JUDGED = ("model", "clips")
 Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -62,7 +63,8 @@ def merged(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         rows |= {f"codec of {name}": result["rows"]["codec"]} if "codec" in result["rows"] else {}
         rows[name] = result["rows"]["model"]
     rows |= {name: row for name, row in first["rows"].items() if name not in ("oracle", "codec", "model")}
-    return {"protocol": first["protocol"] | {"run": list(found)}, "rows": rows}
+    models = {name: {key: result["protocol"].get(key) for key in MADE} for name, result in found.items()}
+    return {"protocol": first["protocol"] | {"run": list(found), "models": models}, "rows": rows}
 
 
 def table(rows: Rows, columns: Mapping[str, str], *, marked: Sequence[str] | set[str] = JUDGED) -> str:
@@ -100,11 +102,22 @@ def _cell(entry: Mapping[str, Any] | None, metric: str) -> str:
 
 def note(protocol: Mapping[str, Any]) -> str:
     """What a reader needs to believe the table."""
-    made = "".join(f", {name} {protocol[name]}" for name in ("sampler", "steps", "guidance") if name in protocol)
     weights = {True: ", averaged weights", False: ", raw weights"}.get(protocol.get("ema", ""), "")
     cautions = "".join(f" Caution: {text}." for text in protocol["cautions"])
-    text = f"""{protocol["n"]} captions of the split “{protocol["split"]}”, seed {protocol["seeds"][0]}{made}{weights}.
+    made = f"seed {protocol['seeds'][0]}{_made(protocol)}{weights}"
+    text = f"""{protocol["n"]} captions of the split “{protocol["split"]}”, {made}.
         Shares of clips that fulfil what the caption states; “all facts” is their conjunction. Sync F1 matches impacts
         seen with onsets heard within 60 ms, both read from the clip; “shuffled” pairs the same pictures with the sounds
         of other clips. Small figures are 95 % bootstrap intervals over captions.{cautions}"""
     return f'<p class="note">{escape(text)}</p>'
+
+
+def _made(protocol: Mapping[str, Any]) -> str:
+    """How the clips were made, said once where all models of the table agree."""
+    models = protocol.get("models", {"": protocol})
+    said = {
+        name: ", ".join(f"{key} {one[key]}" for key in MADE if one.get(key) is not None) for name, one in models.items()
+    }
+    if len(set(said.values())) == 1:
+        return "".join(f", {text}" for text in {*said.values()} if text)
+    return "".join(f"; {name} with {text}" for name, text in said.items())
