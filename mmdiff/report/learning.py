@@ -40,7 +40,10 @@ def by_level(title: str, named: dict[str, list[tuple[float, float]]], mark: str)
         modality, _, level = name.partition(mark)
         if level:
             found.setdefault(modality, {})[f"t = {level}"] = points
-    return [_plot(f"{title} of {modality}, by noise level", levels) for modality, levels in found.items()]
+    return [
+        _plot(f"{title} of {modality}, by noise level", dict(sorted(levels.items())))
+        for modality, levels in found.items()
+    ]
 
 
 def _plot(title: str, named: dict[str, list[tuple[float, float]]]) -> str:
