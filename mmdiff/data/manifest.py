@@ -1,16 +1,17 @@
-"""What there is to learn from: a manifest (.jsonl or .csv) or any folder of clips -> a list of entries.
+"""What there is to learn from: a manifest (.jsonl, .json or .csv) or any folder of clips -> a list of entries.
 
 One row is one clip: `id`, `video` and / or `audio` (paths relative to the manifest's folder), `captions` (a list; in a
 CSV one `caption`, or a JSON list in `captions`), and optionally `split`, `start` and `duration` in seconds; the row is
-kept whole in `facts`, where buckets look for the picture's `size` [h, w] before they open a file. In a folder, captions
-stand in a .txt of the clip's name, one a line; a sound file of that name is the video's own sound without loss. A
-folder that holds manifest.jsonl or manifest.csv is read as that manifest.
+kept whole in `facts`, where buckets look for the picture's `size` [h, w] before they open a file. Tables in other
+projects' words are understood too (tables.py). In a folder, captions stand in a .txt of the clip's name, one a line; a
+sound file of that name is the video's own sound without loss. A folder that holds manifest.jsonl or manifest.csv is
+read as that manifest.
 """
 
 from __future__ import annotations
 
-import csv
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ from typing import Any
 
 from mmdiff import noise
 from mmdiff.data.media.files import AUDIO, IMAGES, VIDEO
+from mmdiff.data.tables import SUFFIXES, Line, read_table, read_text
 from mmdiff.errors import UserError
 
 HELD_OUT = 20  # one file in this many is held out where nobody has split the data
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,27 +41,51 @@ class Entry:
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
-def read_entries(path: str | Path, split: str | None = None) -> list[Entry]:
-    """Entries in a fixed order, all of them or those of one split.
+@dataclass(frozen=True)
+class Listing:
+    """All entries of a place, in a fixed order, and what it holds that nobody uses."""
 
-    Without any split in the data, one entry in HELD_OUT (at least one, if there are two) is held out by the hash of its
-    id: "train" is the rest, and any other name is the held-out part. Raises UserError naming file and line.
+    path: Path
+    entries: list[Entry]
+    notes: list[str] = field(default_factory=list)
+
+    def of(self, split: str | None) -> list[Entry]:
+        """All entries or those of one split. Raises UserError for a split that the data does not name.
+
+        Without any split in the data, one entry in HELD_OUT (at least one, if there are two) is held out by the hash of
+        its id: "train" is the rest, and any other name is the held-out part.
+        """
+        return self.entries if split is None else _of_split(self.entries, split, self.path)
+
+
+def read_entries(path: str | Path, split: str | None = None) -> list[Entry]:
+    """The entries of a folder or a manifest, all of them or those of one split (see Listing.of).
+
+    What they hold and nobody uses is logged. Raises UserError naming file and line.
     """
+    listing = read_listing(path)
+    for note in listing.notes:
+        log.warning(note)
+    return listing.of(split)
+
+
+def read_listing(path: str | Path) -> Listing:
+    """Everything that a folder or a manifest lists. Raises UserError naming file and line."""
     path = Path(path)
     if path.is_dir():
         listed = [path / name for name in ("manifest.jsonl", "manifest.csv") if (path / name).is_file()]
         path = listed[0] if listed else path
     if path.is_dir():
-        entries = _folder(path)
-    elif path.suffix.lower() in (".jsonl", ".csv") and path.is_file():
-        entries = _manifest(path)
+        listing = Listing(path, _folder(path))
+    elif path.suffix.lower() in SUFFIXES and path.is_file():
+        listing = _manifest(path)
     else:
-        raise UserError(f"{path}: no such data. Give a folder of clips, or a manifest that ends in .jsonl or .csv.")
-    if not entries:
+        raise UserError(f"{path}: no such data. Give a folder of clips, or a manifest: {', '.join(SUFFIXES)}.")
+    if not listing.entries:
         raise UserError(
             f"{path}: nothing to read. Clips end in {' '.join(VIDEO + IMAGES + AUDIO)}; a manifest has a row each."
         )
-    return entries if split is None else _of_split(entries, split, path)
+    return listing
 
 
 def _of_split(entries: list[Entry], split: str, path: Path) -> list[Entry]:
@@ -82,96 +109,60 @@ def _held_out(ids: Sequence[str]) -> set[str]:
 # ---- manifests -----------------------------------------------------------------------------------------------------
 
 
-def _manifest(path: Path) -> list[Entry]:
+def _manifest(path: Path) -> Listing:
+    lines, notes = read_table(path)
     entries: list[Entry] = []
-    lines: dict[str, int] = {}
-    for line, row in _json_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path):
-        entry = _entry(row, path, line)
-        if entry.id in lines:
+    places: dict[str, str] = {}
+    for line in lines:
+        entry = _entry(line, path.parent)
+        if entry.id in places:
             raise UserError(
-                f"{path}:{line}: the id '{entry.id}' was already used in line {lines[entry.id]}; ids are unique."
+                f"{line.where}: the id '{entry.id}' was already used in {places[entry.id]}; ids are unique."
             )
-        lines[entry.id] = line
+        places[entry.id] = line.where
         entries.append(entry)
-    return entries
+    return Listing(path, entries, notes)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(_text(path).split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{line}: not JSON ({error}). A manifest has one JSON object a line.") from error
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{path}:{line}: a {type(row).__name__}, not an object. A manifest has one JSON object a line."
-            )
-        yield line, row
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(_text(path).splitlines(keepends=True), strict=True)
-    try:
-        if not {"video", "audio"} & set(reader.fieldnames or ()):
-            raise UserError(
-                f"{path}:1: missing column. The first line names the columns; 'video' or 'audio' is needed."
-            )
-        for row in reader:
-            if None in row or None in row.values():
-                raise UserError(f"{path}:{reader.line_num}: not as many fields as the first line has columns.")
-            yield reader.line_num, {name: value for name, value in row.items() if value != ""}
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not CSV ({error}).") from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-
-
-def _entry(row: dict[str, Any], path: Path, line: int) -> Entry:
+def _entry(line: Line, folder: Path) -> Entry:
     """A row -> Entry, every field checked."""
-    video, audio = (_file(row, name, path, line) for name in ("video", "audio"))
+    row, where = line.row, line.where
+    video, audio = (_file(row, name, folder, where) for name in ("video", "audio"))
     if video is None and audio is None:
-        raise UserError(f"{path}:{line}: missing column. A clip needs 'video' or 'audio', a path beside the manifest.")
+        raise UserError(f"{where}: missing column. A clip needs 'video' or 'audio', a path beside the manifest.")
     name, split = row.get("id", row.get("video") or row.get("audio")), row.get("split")
     name = str(name) if type(name) is int else name
     if not isinstance(name, str) or not name or not isinstance(split, str | None):
-        raise UserError(f"{path}:{line}: 'id' and 'split' are texts, not {name!r} and {split!r}.")
-    start, duration = _seconds(row, "start", path, line), _seconds(row, "duration", path, line)
-    captions = _captions(row, path, line)
-    return Entry(name, video, audio, captions, split, start or 0.0, duration, row)
+        raise UserError(f"{where}: 'id' and 'split' are texts, not {name!r} and {split!r}.")
+    start, duration = _seconds(row, "start", where), _seconds(row, "duration", where)
+    return Entry(name, video, audio, _captions(row, where), split, start or 0.0, duration, line.written)
 
 
-def _file(row: dict[str, Any], column: str, path: Path, line: int) -> Path | None:
+def _file(row: dict[str, Any], column: str, folder: Path, where: str) -> Path | None:
     value = row.get(column)
     if value is None:
         return None
-    file = path.parent / value if isinstance(value, str) and value and "\0" not in value else None
+    file = folder / value if isinstance(value, str) and value and "\0" not in value else None
     if file is None or not file.is_file():
-        raise UserError(f"{path}:{line}: {column} '{value}' is no file. Paths are relative to {path.parent}.")
+        raise UserError(f"{where}: {column} '{value}' is no file. Paths are relative to {folder}.")
     known = VIDEO + IMAGES if column == "video" else AUDIO + VIDEO
     if file.suffix.lower() not in known:
-        raise UserError(f"{path}:{line}: {column} '{value}' is of no known kind: {' '.join(known)}.")
+        raise UserError(f"{where}: {column} '{value}' is of no known kind: {' '.join(known)}.")
     return file
 
 
-def _seconds(row: dict[str, Any], column: str, path: Path, line: int) -> float | None:
+def _seconds(row: dict[str, Any], column: str, where: str) -> float | None:
     value = row.get(column)
     try:
         number = None if value is None else float(value)
     except (TypeError, ValueError):
         number = -1.0
     if number is not None and not 0 <= number < float("inf"):
-        raise UserError(f"{path}:{line}: {column} is a number of seconds, not {value!r}.")
+        raise UserError(f"{where}: {column} is a number of seconds, not {value!r}.")
     return number
 
 
-def _captions(row: dict[str, Any], path: Path, line: int) -> tuple[str, ...]:
+def _captions(row: dict[str, Any], where: str) -> tuple[str, ...]:
     value = row.get("captions", row.get("caption")) or []
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
@@ -180,7 +171,7 @@ def _captions(row: dict[str, Any], path: Path, line: int) -> tuple[str, ...]:
             pass  # a caption that begins with a bracket
     value = [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(caption, str) for caption in value):
-        raise UserError(f"{path}:{line}: captions are a list of texts, not {value!r}.")
+        raise UserError(f"{where}: captions are a list of texts, not {value!r}.")
     return tuple(value)
 
 
@@ -218,4 +209,4 @@ def _sidecar(stem: Path) -> tuple[str, ...]:
     file = stem.parent / f"{stem.name}.txt"
     if not file.is_file():
         return ()
-    return tuple(line.strip() for line in _text(file).splitlines() if line.strip())
+    return tuple(line.strip() for line in read_text(file).splitlines() if line.strip())

@@ -64,7 +64,7 @@ def test_csv_is_the_same(tmp_path: Path) -> None:
         ("{not json", "not JSON"),
         ("[1, 2]", "a list, not an object"),
         ({"id": "b", "captions": ["x"]}, "needs 'video' or 'audio'"),
-        ({"id": "a", "video": "a.mp4"}, "already used in line 1"),
+        ({"id": "a", "video": "a.mp4"}, "already used in .*m.*jsonl:1; ids are unique"),
         ({"id": "b", "video": "gone.mp4"}, "'gone.mp4' is no file"),
         ({"id": "b", "video": 3}, "'3' is no file"),
         ({"id": "b", "video": "a.txt"}, "of no known kind"),
