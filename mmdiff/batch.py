@@ -21,6 +21,8 @@ class Batch(TypedDict, total=False):
     text: list[str]  # b captions
     negative: list[str]  # b texts that guidance moves away from, instead of from the empty one
     fps: Tensor  # (b,) frames per second
+    frame: Tensor  # (b 3 h w) pictures that the clips are told to begin with; `held` is what they do begin with
+    said: Tensor  # (b,) bool, False where nothing is to be said of the clip, as in the null condition
     motion: Tensor  # (b,) picture widths a second that things are to move, where it is asked for
     rate: int  # audio samples per second, the same for the whole batch
     valid: dict[str, Tensor]  # "video", "audio" -> (b,) bool

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,20 +56,32 @@ class Material:
 
 
 def given(material: Material, system: Any, shape: ClipShape) -> Batch:
-    """What the files give of one clip of a shape; warns where the system was not trained for it."""
-    if not set(material.tasks()) & {name for name, odds in system.tasks.items() if odds > 0}:
+    """What the files give of one clip of a shape; warns where the system was not trained for it.
+
+    A system that is told the first frame (`shown`) is told `image`, and holds it too only if it has such a task.
+    """
+    trained, about = {name for name, odds in system.tasks.items() if odds > 0}, Batch()
+    if material.image and system.shown:
+        picture = media.read_image(material.image, size=shape.size)  # (1 h w 3)
+        about["frame"] = picture.permute(0, 3, 1, 2).float() / 127.5 - 1
+        material = material if set(material.tasks()) & trained else replace(material, image=None)
+    if not material:
+        return about
+    if not set(material.tasks()) & trained:
         warnings.warn(
             f"This model was not trained for the task {material.tasks()[0]}, so it may not go well with what is given; "
             "train with the system's key `tasks`.",
             stacklevel=2,
         )
     seconds = system.seconds(system.blank(Batch(text=[""], id=[""]), shape))
-    return read(material, shape, {name: midpoints[0] for name, midpoints in seconds.items()})
+    held = read(material, shape, {name: midpoints[0] for name, midpoints in seconds.items()})
+    return cast(Batch, {**about, **held})
 
 
 def repeated(about: Batch, b: int) -> Batch:
     """What is given of one clip, for b clips."""
-    clips = {name: about[name].expand(b, *about[name].shape[1:]) for name in ("video", "audio") if name in about}  # type: ignore[literal-required]
+    names = [name for name in ("video", "audio", "frame") if name in about]
+    clips = {name: about[name].expand(b, *about[name].shape[1:]) for name in names}  # type: ignore[literal-required]
     held = {"held": about["held"]} if "held" in about else {}
     return cast(Batch, {**clips, **held})
 

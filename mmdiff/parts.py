@@ -36,6 +36,8 @@ PARTS = {
     "number": "mmdiff.conditioners:Number",
     "motion_bucket": "mmdiff.conditioners:MotionBucket",
     "label": "mmdiff.conditioners:Label",
+    "frame": "mmdiff.conditioners:Frame",
+    "frame_tokens": "mmdiff.conditioners:FrameTokens",
     # denoisers and networks
     "denoiser": "mmdiff.denoiser:Denoiser",
     "dit": "mmdiff.models.dit:DiT",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mmdiff.batch import Batch, Cond
+from mmdiff.conditioners.frame import Frame, FrameTokens, connect
 from mmdiff.conditioners.merging import Conditioners
 from mmdiff.conditioners.nothing import dropped, emptied
 from mmdiff.conditioners.numbers import FrameRate, Label, MotionBucket, Number
@@ -20,12 +21,15 @@ Conditioner = Callable[[Batch], Cond]  # an nn.Module whose forward has this sig
 __all__ = [
     "Conditioner",
     "Conditioners",
+    "Frame",
     "FrameRate",
+    "FrameTokens",
     "HFText",
     "Label",
     "MotionBucket",
     "Number",
     "Text",
+    "connect",
     "dropped",
     "emptied",
     "masked_mean",

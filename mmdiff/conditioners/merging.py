@@ -12,14 +12,17 @@ from mmdiff.errors import UserError
 
 
 class Conditioners(nn.Module):
-    """Several conditioners, merged route by route: tokens side by side, vectors added. None at all: unconditional."""
+    """Several conditioners, merged route by route: tokens and channels side by side, vectors added.
+
+    None at all: unconditional.
+    """
 
     def __init__(self, parts: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
     def forward(self, batch: Batch) -> Cond:
-        """tokens (b l d) and mask (b l) with l summed over the parts that give tokens; vector (b d)."""
+        """tokens (b l d), mask (b l), concat (b c ...), with l and c summed over the parts; vector (b d)."""
         conds: list[Cond] = [part(batch) for part in self.parts]
         merged = Cond()
         if tokens := [c["tokens"] for c in conds if "tokens" in c]:
@@ -29,6 +32,8 @@ class Conditioners(nn.Module):
         if vectors := [c["vector"] for c in conds if "vector" in c]:
             _check_widths("vector", vectors)
             merged["vector"] = torch.stack(vectors).sum(0)
+        if beside := [c["concat"] for c in conds if "concat" in c]:
+            merged["concat"] = torch.cat(beside, 1)
         return merged
 
 

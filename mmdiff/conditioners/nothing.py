@@ -17,6 +17,6 @@ def emptied(batch: Batch) -> Batch:
 
 
 def dropped(batch: Batch, drop: Tensor) -> Batch:
-    """The same clips, their text emptied where drop (b,) is True."""
+    """The same clips, their text emptied and nothing else said of them where drop (b,) is True."""
     text = ["" if gone else text for text, gone in zip(batch["text"], drop.tolist(), strict=True)]
-    return cast(Batch, {**batch, "text": text})
+    return cast(Batch, {**batch, "text": text, "said": ~drop})

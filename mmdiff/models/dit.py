@@ -26,7 +26,7 @@ class DiT(nn.Module):
     """One branch with its own time embedding: (x (b c t h w) or (b c n), t, cond) -> like x.
 
     `text_width` is the width of the condition's tokens and vector; `vector_width` alone is for a vector without text,
-    such as a class label's.
+    such as a class label's. `concat`: channels that the condition puts beside those of x.
     """
 
     def __init__(
@@ -43,20 +43,23 @@ class DiT(nn.Module):
         ratio: float = 8 / 3,
         conv: int = 0,
         octaves: int = 0,
+        concat: int = 0,
         text_width: int = 0,
         vector_width: int = 0,
         style: Style = MODERN,
     ) -> None:
         super().__init__()
-        self.modality = modality
+        self.modality, self.concat = modality, concat
         self.time = TimeEmbedding(width)
         vector_width = vector_width or text_width
         self.vector = nn.Linear(vector_width, width) if vector_width else None
         text = [TextAttention(width, heads, text_width, style.qk) for _ in range(depth)] if text_width else None
-        self.branch = Branch(channels, width, depth, heads, patch, attention, window, ratio, conv, text, octaves, style)
+        self.branch = Branch(
+            channels, width, depth, heads, patch, attention, window, ratio, conv, text, octaves, style, concat
+        )
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        h, angles = self.branch.open(x, cond["seconds"][self.modality])
+        h, angles = self.branch.open(x, cond["seconds"][self.modality], beside(x, cond, self.concat))
         c = condition(self.time(self.branch.token_time(t, x)), self.vector, cond)
         for i, block in enumerate(self.branch.blocks):
             if i not in cond.get("skip", ()):
@@ -66,7 +69,8 @@ class DiT(nn.Module):
     def packed(self, xs: Sequence[Tensor], ts: Sequence[Tensor], conds: Sequence[Cond]) -> list[Tensor]:
         """What `forward` says of each, for clips of many sizes whose tokens run through the blocks as one sequence."""
         opened = [
-            self.branch.open(x, cond["seconds"][self.modality]) for x, cond in zip(xs, conds, strict=True)
+            self.branch.open(x, cond["seconds"][self.modality], beside(x, cond, self.concat))
+            for x, cond in zip(xs, conds, strict=True)
         ]  # (b t h w d) and angles, each
         layout = Packing([h.shape[:4] for h, _ in opened], xs[0].device)
         h, angles = layout.join([h for h, _ in opened]), layout.join([a for _, a in opened])  # (1 n 1 1 d)
@@ -88,6 +92,7 @@ class Branch(nn.Module):
     """Everything of one modality: patch embedding, blocks, final layer. Tokens are (b t h w d) throughout."""
 
     blocks: Sequence[Block]
+    wider = ("embed.weight",)  # what a checkpoint without `concat` lacks begins at zero
 
     def __init__(
         self,
@@ -103,6 +108,7 @@ class Branch(nn.Module):
         text: Sequence[TextAttention] | None,
         octaves: int = 0,
         style: Style = MODERN,
+        concat: int = 0,
     ) -> None:
         super().__init__()
         if pattern not in PATTERNS:
@@ -115,7 +121,7 @@ class Branch(nn.Module):
         self.channels, self.head = channels, width // heads
         volume = channels * patch[0] * patch[1] * patch[2]
         patterns = PATTERNS[pattern]
-        self.embed = nn.Linear(volume, width)
+        self.embed = nn.Linear(volume + concat * volume // channels, width)
         self.octaves, self.style = octaves, style
         self.place = nn.Linear(6 * octaves, width) if octaves else None
         self.blocks = nn.ModuleList(  # type: ignore[assignment]
@@ -125,9 +131,10 @@ class Branch(nn.Module):
         self.modulation = zero(nn.Linear(width, 2 * width))
         self.out = zero(nn.Linear(width, volume))
 
-    def open(self, x: Tensor, seconds: Tensor) -> tuple[Tensor, Tensor]:
-        """x (b c t h w) or (b c n), seconds (b t) -> tokens (b t h w d), angles (b t h w head/2)."""
-        tokens = patchify(self.fitting(as_grid(x)), self.patch)
+    def open(self, x: Tensor, seconds: Tensor, others: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """x (b c t h w) or (b c n), seconds (b t) -> tokens (b t h w d), angles (b t h w head/2); others beside x."""
+        grids = [self.fitting(as_grid(x)), *others]
+        tokens = torch.cat([patchify(grid, self.patch) for grid in grids], -1)
         seconds, size = self.times(seconds), (tokens.shape[2], tokens.shape[3])
         h = self.embed(tokens).float()
         if self.place is not None:
@@ -173,6 +180,15 @@ def condition(time: Tensor, vector: nn.Module | None, cond: Cond) -> Tensor:
             "(or vector_width, where it gives no text) to its width."
         )
     return time + vector(cond["vector"])[:, None, None, None]
+
+
+def beside(x: Tensor, cond: Cond, channels: int) -> list[Tensor]:
+    """What the condition puts beside the channels of x, as one grid (b c t h w), or none; it has to be as expected."""
+    grids = [as_grid(cond["concat"]).to(x.dtype)] if "concat" in cond else []
+    found = sum(g.shape[1] for g in grids)
+    if found != channels:
+        raise UserError(f"concat: the network takes {channels} channels beside its input, but gets {found}.")
+    return grids
 
 
 def as_grid(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmdiff.batch import Cond
 from mmdiff.errors import UserError
 from mmdiff.layers.conv import Conv, Upsample
-from mmdiff.models.dit import as_grid
+from mmdiff.models.dit import as_grid, beside
 from mmdiff.models.unet_blocks import Down, Inject, Row, Style, Told, level_embedding, normal, silent
 
 
@@ -43,6 +43,8 @@ class UNet(nn.Module):
     layer, whose share in the result begins at `mix`. time: how the noise level is embedded; inject: how it enters.
     concat, text_width, vector_width: widths of what the condition brings by these routes.
     """
+
+    wider = ("enter.weight",)  # what a checkpoint without `concat` lacks begins at zero
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class UNet(nn.Module):
     def open(self, x: Tensor, t: Tensor, cond: Cond) -> Track:
         """x (b c t h w) or (b c n), t (b,) or shaped like x -> the clip before the first block."""
         told = self.tell(x, t, cond)
-        h = self.enter(torch.cat([self.fitting(as_grid(x)), *self._beside(x, cond)], 1))
+        h = self.enter(torch.cat([self.fitting(as_grid(x)), *beside(x, cond, self.concat)], 1))
         return Track(h, [h], {short: told.coarser(short) for short in set(self.shorter)})
 
     def step(self, i: int, track: Track) -> None:
@@ -173,14 +175,6 @@ class UNet(nn.Module):
                 f"latent of {list(x.shape[2:])}; use fewer strides or another size."
             )
         return x
-
-    def _beside(self, x: Tensor, cond: Cond) -> list[Tensor]:
-        """What the condition puts beside the input's channels (b c t h w): one grid, or none."""
-        grids = [as_grid(cond["concat"]).to(x.dtype)] if "concat" in cond else []
-        found = sum(g.shape[1] for g in grids)
-        if found != self.concat:
-            raise UserError(f"concat: the network takes {self.concat} channels beside its input, but gets {found}.")
-        return grids
 
     def _described(self, vector: Tensor) -> Tensor:
         if self.vector is None or vector.shape[-1] != self.vector_width:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmdiff import noise as draws
 from mmdiff import tasks as masks
 from mmdiff.batch import Batch, ClipShape, Cond
-from mmdiff.conditioners import dropped
+from mmdiff.conditioners import connect, dropped
 from mmdiff.coupling import Coupled, Coupling, SharedCoupling, local, spread
 from mmdiff.denoiser import Denoiser
 from mmdiff.errors import UserError
@@ -27,7 +27,7 @@ from mmdiff.sampling import SAMPLERS, Sampler, uniform
 from mmdiff.systems.base import Autoencoder, Logs, Report, System
 from mmdiff.systems.given import learned, unknown_mean, whole
 from mmdiff.systems.levels import by_level, positions, present
-from mmdiff.systems.packing import packed_loss
+from mmdiff.systems.packing import chanced, packed_loss
 from mmdiff.systems.views import walk
 from mmdiff.systems.weights import FixedWeights, Weights
 
@@ -56,6 +56,7 @@ class Diffusion(System):
         masks.check(self.tasks, list(self.autoencoders))
         with torch.device("cpu"):  # also where the weights are built without memory
             denoiser.check_start(grid(1))
+        self.shown = connect(conditioner, self.codecs, self.latent_shapes(), denoiser.net)  # is it told the first frame
         self.coupling: Coupling = SharedCoupling()
         self.weights: Weights = FixedWeights()
 
@@ -98,8 +99,8 @@ class Diffusion(System):
     def errors(self, batch: Batch, *, t: Tensor, keys: Sequence[int]) -> dict[str, Tensor]:
         """Mean squared error of each sample over what is not held, per modality -> name: (b,)."""
         x0, t, noise = self.noisy(batch, t=t, keys=keys)
-        batch = cast(Batch, {**batch, "chance": draws.uniform(keys=[draws.key(k, "chance") for k in keys])})
-        return self.means(self.denoiser.errors(x0, self.condition(batch), t=t, noise=noise), batch)
+        cond = self.condition(chanced(batch, keys=keys))
+        return self.means(self.denoiser.errors(x0, cond, t=t, noise=noise), batch)
 
     @torch.no_grad()
     def noisy(self, batch: Batch, *, t: Tensor, keys: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +191,7 @@ class Diffusion(System):
         fps, ids = torch.full((b,), shape.fps), batch.get("id") or [str(i) for i in range(b)]
         everywhere = {name: torch.ones(b, dtype=torch.bool) for name in self.autoencoders} | batch.get("valid", {})
         blank = Batch(text=batch["text"], id=ids, fps=fps, rate=shape.rate, valid=everywhere, shape=shape)
-        kept = ("held", "latents", "negative", "motion", *batch.get("held", {}))  # what is given
+        kept = ("held", "latents", "negative", "motion", "frame", *batch.get("held", {}))  # what is given
         return cast(Batch, {**{key: value for key, value in batch.items() if key in kept}, **blank})
 
     def condition(self, batch: Batch) -> Cond:

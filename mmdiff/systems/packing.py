@@ -7,7 +7,7 @@ has in any other batch, and so is its error; a packed step is an unpacked one th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -46,6 +46,11 @@ def _errors(system: Any, parts: Sequence[Batch], times: Sequence[Tensor], *, key
     """Mean error of each clip (b,), part by part."""
     noisy = [system.noisy(part, t=t, keys=k) for part, t, k in zip(parts, times, keys, strict=True)]
     x0s, ts, noises = zip(*noisy, strict=True)
-    conds = [system.condition(part) for part in parts]
+    conds = [system.condition(chanced(part, keys=k)) for part, k in zip(parts, keys, strict=True)]
     found = system.denoiser.packed_errors(x0s, conds, ts=ts, noises=noises)
     return [next(iter(system.means(error, part).values())) for error, part in zip(found, parts, strict=True)]
+
+
+def chanced(batch: Batch, *, keys: Sequence[int]) -> Batch:
+    """The batch with the chance that each clip has under the key of its noise."""
+    return cast(Batch, {**batch, "chance": draws.uniform(keys=[draws.key(k, "chance") for k in keys])})

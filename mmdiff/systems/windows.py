@@ -56,7 +56,8 @@ def generate(
     held = _own(whole(about.get("held", {}), shapes, len(about["text"])))
     all_places = places(shapes, system.latent_shapes(Batch(shape=window)), share=_share(overlap, window))
     for i, at in enumerate(all_places):
-        part = system.blank(_window(about, made, held, at, i, len(all_places)), window)
+        part = _window(about, made, held, at, i, len(all_places))
+        part = system.blank(cast(Batch, {**part, **_frame(system, about, made, at)}), window)
         told = None if report is None else _later(report, i * steps, len(all_places) * steps)
         x = system.dream(part, seed=seed, steps=steps, sampler=sampler, guidance=guidance, report=told)
         for name, z in system.parts(x, part).items():
@@ -102,6 +103,16 @@ def _window(about: Batch, made: dict[str, Tensor], held: dict[str, Tensor], at: 
         latents={name: z[:, :, at[name]].clone() for name, z in made.items()},
     )
     return cast(Batch, {**part, **({"negative": about["negative"]} if "negative" in about else {})})
+
+
+def _frame(system: Diffusion, about: Batch, made: dict[str, Tensor], at: Places) -> Batch:
+    """The picture that a window is told to begin with, if the clip is told one: that one, or what is made already."""
+    if "frame" not in about:
+        return Batch()
+    start = at["video"].start
+    if start == 0:
+        return Batch(frame=about["frame"])
+    return Batch(frame=system.codecs["video"].decode(made["video"][:, :, start : start + 1])[:, :, 0])
 
 
 def _own(parts: dict[str, Tensor]) -> dict[str, Tensor]:

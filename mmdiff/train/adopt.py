@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mmdiff.errors import UserError
 from mmdiff.train.checkpoint import load_weights
 
@@ -38,6 +41,7 @@ def begin_from(system: Any, run: str, *, tell: bool = True) -> None:
     """
     weights, step, _ = load_weights(run)
     own = system.state_dict()
+    weights |= widened(system, own, weights)
     for name in sorted(own.keys() & weights.keys()):
         if own[name].shape != weights[name].shape:
             shapes = f"{tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
@@ -51,6 +55,17 @@ def begin_from(system: Any, run: str, *, tell: bool = True) -> None:
         print(
             f"started from {run} at step {step}{_named('new', missing)}{_named('unused', unexpected)}", file=sys.stderr
         )
+
+
+def widened(system: Any, own: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights (out in ...) that a module lets grow (`wider`), with zeros for the inputs that the run did not have."""
+    grown = {}
+    for front, module in system.named_modules():
+        for name in (f"{front}.{leaf}" for leaf in getattr(module, "wider", ())):
+            if name in weights and own[name].shape[1] > weights[name].shape[1]:
+                grown[name] = torch.zeros_like(own[name], dtype=weights[name].dtype)
+                grown[name][:, : weights[name].shape[1]] = weights[name]
+    return grown
 
 
 def _named(what: str, names: list[str]) -> str:
