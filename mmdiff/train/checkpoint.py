@@ -161,7 +161,7 @@ def commit(staged: Path, manifest: Manifest) -> None:
     flush(config)
     manifest["files"][config.name] = facts(config)
     described = staged / "manifest.json"
-    described.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    described.write_text(json.dumps(manifest | {"sha256": seal(manifest)}, indent=1), encoding="utf-8")
     flush(described)
     flush(staged)
     os.replace(staged, staged.with_name(staged.name.split(".")[0]))
@@ -192,11 +192,22 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest; ValueError if it does not say what a manifest says."""
+    """The manifest; ValueError if it does not say what a manifest says, or not what it said when it was written."""
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     if not isinstance(manifest, dict) or not {"step", "files", "updates", "kinds"} <= manifest.keys():
-        raise ValueError("its manifest is incomplete")
+        raise ValueError("it is incomplete")
+    if manifest.pop("sha256", None) not in (None, seal(manifest)):  # older checkpoints have no seal
+        raise ValueError("it does not have the hash that it was written with")
+    if snapshot.MODEL not in manifest["files"] or any(Path(name).name != name for name in manifest["files"]):
+        raise ValueError("it names other files than a checkpoint has")
+    if not isinstance(manifest["step"], int) or not isinstance(manifest["updates"], dict):
+        raise ValueError("it counts no steps")
     return manifest
+
+
+def seal(manifest: Manifest) -> str:
+    """The hash of what a manifest says."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def verify(path: Path) -> str | None:
@@ -210,8 +221,8 @@ def verify(path: Path) -> str | None:
                 return f"{name} does not have the hash that it was written with"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"it cannot be read ({error})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"its manifest.json cannot be read ({error})"
     return None
 
 

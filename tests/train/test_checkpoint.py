@@ -82,7 +82,7 @@ DAMAGE = {
     "missing": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
 }
-FILES = ("model.safetensors", "ema.safetensors", "optimizer-00000.safetensors", "config.yaml")
+FILES = ("model.safetensors", "ema.safetensors", "optimizer-00000.safetensors", "config.yaml", "manifest.json")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -93,6 +93,17 @@ def test_damage_is_named_set_aside_and_the_older_one_used(folder, capfd, damage,
     assert store.load(built) == 6
     assert names(folder) == ["step-00000006", "step-00000008.corrupt"]
     assert file in (told := capfd.readouterr().err) and "step-00000008.corrupt" in told
+
+
+def test_no_bit_of_a_manifest_can_change_unseen(folder):
+    path = folder / "checkpoints" / "step-00000008"
+    whole, said = (path / "manifest.json").read_bytes(), checkpoint.read_manifest(path)
+    for bit in range(0, len(whole) * 8, 11):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        (path / "manifest.json").write_bytes(data)
+        if checkpoint.verify(path) is None:  # the seal's own name, and all that it seals is as it was
+            assert said.items() <= checkpoint.read_manifest(path).items()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"step": 8', "null"])
