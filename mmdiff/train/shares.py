@@ -1,14 +1,15 @@
 """Which float32 numbers a rank owns, and the way from these shares to whole tensors by name and back.
 
 A checkpoint holds whole named tensors and a rank takes its share of them, so that no file knows how many ranks or which
-ZeRO stage wrote it. Every share is a list of local tensors in one fixed order; the weights, their average and each
-moment of the optimizer are such lists.
+ZeRO stage wrote it: a map from names to slices is all that a stage and a number of ranks decide. Every share is a list
+of local tensors in one fixed order; the weights, their average and each moment of the optimizer are such lists.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,15 +60,62 @@ class Whole(Shares):
         """They are the same tensors."""
 
 
-class Flat(Shares):
+@dataclass(frozen=True)
+class Slice:
+    """`count` numbers of the flattened tensor `name`, from `first` on; they lie in a local buffer from `at` on."""
+
+    name: str
+    buffer: int
+    at: int
+    first: int
+    count: int
+
+
+def flat_slices(groups: Sequence[Sequence[tuple[str, int, int]]], sizes: Sequence[int], rank: int) -> list[Slice]:
+    """A rank's slices of flat buffers, each cut into slices of `sizes`; groups hold (name, length, where it begins)."""
+    slices = []
+    for buffer, (tensors, size) in enumerate(zip(groups, sizes, strict=True)):
+        begin = rank * size
+        for name, length, at in tensors:
+            low, high = max(at, begin), min(at + length, begin + size)
+            if low < high:
+                slices.append(Slice(name, buffer, low - begin, low - at, high - low))
+    return slices
+
+
+def piece_slices(places: Mapping[str, tuple[int, int, int, int]], rank: int) -> list[Slice]:
+    """A rank's slices of tensors that are cut one by one: name -> (buffer, where it begins, a piece's length, all)."""
+    cut = {
+        name: (b, at, piece, rank * piece, min(piece, n - rank * piece)) for name, (b, at, piece, n) in places.items()
+    }
+    return [Slice(name, b, at, first, count) for name, (b, at, _, first, count) in cut.items() if count > 0]
+
+
+class Cut(Shares):
+    """The shares of ZeRO stages that cut tensors up."""
+
+    slices: list[Slice]
+
+    def scatter(self, whole: Callable[[str], Tensor | None], into: list[Tensor]) -> list[bool]:
+        written = [False] * len(into)
+        for s in self.slices:
+            if (value := whole(s.name)) is not None:
+                into[s.buffer].detach()[s.at : s.at + s.count].copy_(value.flatten()[s.first : s.first + s.count])
+                written[s.buffer] = True
+        return written
+
+
+class Flat(Cut):
     """ZeRO stages 1 and 2: each optimizer group is one flat buffer, cut into equal slices, a slice a rank."""
 
     def __init__(self, named: Mapping[str, nn.Parameter], zero: Any, rank: int, world: int) -> None:
-        self.zero, self.rank, self.world = zero, rank, world
+        self.zero, self.world = zero, world
         self.local = zero.single_partition_of_fp32_groups
         names = {id(p): name for name, p in named.items()}
         groups = zip(zero.round_robin_bit16_groups, zero.round_robin_bit16_offsets)
         self.places = [[(names[id(p)], p.shape, at) for p, at in zip(*group)] for group in groups]
+        lengths = [[(name, shape.numel(), at) for name, shape, at in places] for places in self.places]
+        self.slices = flat_slices(lengths, [t.numel() for t in self.local], rank)
 
     def gather(self, values: Values) -> Iterator[tuple[str, Tensor]]:
         for value, places in zip(values, self.places):
@@ -76,28 +124,21 @@ class Flat(Shares):
                 for name, shape, at in places:
                     yield name, flat[at : at + shape.numel()].view(shape)
 
-    def scatter(self, whole: Callable[[str], Tensor | None], into: list[Tensor]) -> list[bool]:
-        written = [False] * len(into)
-        for i, (target, places) in enumerate(zip(into, self.places)):
-            first = self.rank * target.numel()  # where this rank's slice begins in the flat buffer
-            for name, shape, at in places:
-                low, high = max(at, first), min(at + shape.numel(), first + target.numel())
-                if low < high and (value := whole(name)) is not None:
-                    target.detach()[low - first : high - first].copy_(value.flatten()[low - at : high - at])
-                    written[i] = True
-        return written
-
     def publish(self) -> None:
         self.zero.update_lp_params()
 
 
-class Pieces(Shares):
+class Pieces(Cut):
     """ZeRO stage 3: every parameter is cut into equal pieces, a piece a rank, kept together in flat buffers."""
 
     def __init__(self, named: Mapping[str, nn.Parameter], zero: Any, rank: int, world: int) -> None:
-        self.zero, self.rank, self.world = zero, rank, world
+        self.zero, self.world = zero, world
         self.local = zero.fp32_partitioned_groups_flat
-        self.named = {name: p for name, p in named.items() if zero.get_param_id(p) in zero.grad_position}
+        self.named: dict[str, Any] = {
+            name: p for name, p in named.items() if zero.get_param_id(p) in zero.grad_position
+        }
+        places = {name: (*self._place(p), int(p.ds_numel)) for name, p in self.named.items()}
+        self.slices = piece_slices(places, rank)
 
     def _place(self, p: Any) -> tuple[int, int, int]:
         """(buffer, first element, number of elements) of a parameter's piece."""
@@ -109,17 +150,7 @@ class Pieces(Shares):
             buffer, first, count = self._place(p)
             if (value := values[buffer]) is not None:
                 flat = _all(value.detach()[first : first + count], self.world, p.device)
-                yield name, flat[: p.ds_numel].view(p.ds_shape)  # type: ignore[attr-defined]
-
-    def scatter(self, whole: Callable[[str], Tensor | None], into: list[Tensor]) -> list[bool]:
-        written = [False] * len(into)
-        for name, p in self.named.items():
-            buffer, first, count = self._place(p)
-            if (value := whole(name)) is not None:
-                piece = value.flatten()[self.rank * count : (self.rank + 1) * count]  # the last may be shorter
-                into[buffer].detach()[first : first + len(piece)].copy_(piece)
-                written[buffer] = True
-        return written
+                yield name, flat[: p.ds_numel].view(p.ds_shape)
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -1,10 +1,16 @@
-"""What two ranks of one launch do for test_zero.py: `deepspeed ranks_do.py FOLDER`. Each part leaves a run folder."""
+"""What two ranks of one launch do for test_zero.py: `deepspeed ranks_do.py FOLDER`. Each part leaves a run folder.
+
+A launch of one rank does only what moving needs (`moves`), and waits for the checkpoints of the two.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
+import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +18,17 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
+STAGES, WORLDS = (0, 1, 2, 3), (1, 2)
+ENGINES = ["torch", *(f"world{world}-zero{stage}" for world in WORLDS for stage in STAGES)]
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 torch.set_num_threads(1)
 
 import fakes  # noqa: E402
 
 from mmdiff.errors import UserError  # noqa: E402
+from mmdiff.train import engine as engines  # noqa: E402
 from mmdiff.train import ranks  # noqa: E402
+from mmdiff.train.checkpoint import Checkpoints  # noqa: E402
 from mmdiff.train.settings import Engine, Every, Optimizer  # noqa: E402
 from mmdiff.train.stop import Stop  # noqa: E402
 
@@ -28,17 +38,17 @@ def engine(folder: Path, stage: int, precision: str = "fp32") -> Engine:
     zero = {"stage": stage, "reduce_bucket_size": 200, "allgather_bucket_size": 200}
     if stage == 3:
         zero |= {"stage3_param_persistence_threshold": 20, "stage3_prefetch_bucket_size": 100}
-    path = folder / f"zero{stage}.json"
+    path = folder / f"zero{stage}-{os.environ['WORLD_SIZE']}-{os.environ['RANK']}.json"
     path.write_text(json.dumps({"zero_optimization": zero}))
     return Engine(config=str(path), precision=precision)
 
 
 class Asked(Stop):
-    """Asked to stop on one rank only, at the third look."""
+    """Asked to stop on one rank only, the last, at the third look."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, me: ranks.Ranks) -> None:
         super().__init__()
-        self.looks = 3 if rank == 1 else 10**9
+        self.looks = 3 if me.rank == me.world - 1 else 10**9
 
     @property
     def asked(self) -> bool:
@@ -49,22 +59,44 @@ class Asked(Stop):
     def asked(self, value: bool) -> None: ...
 
 
+def moves(folder: Path, me: ranks.Ranks) -> None:
+    """Begin a run at each stage, read what every other engine began at each stage, and finish one of those."""
+    for stage in STAGES:
+        begun = fakes.Run(str(folder / f"world{me.world}-zero{stage}"), accumulate=2, engine=engine(folder, stage))
+        fakes.train(begun, stop=Asked(me))
+    me.barrier()
+    (folder / f"begun{me.world}").touch()
+    end = time.monotonic() + 300
+    while not all((folder / f"begun{world}").exists() for world in WORLDS) and time.monotonic() < end:
+        time.sleep(0.1)
+    for stage in STAGES:
+        run = fakes.Run("", accumulate=2, engine=engine(folder, stage))
+        built, name = engines.make(run, fakes.System(), me), f"world{me.world}-zero{stage}"
+        for source in ENGINES:
+            assert Checkpoints(folder / source, keep=2, ranks=me).load(built) == 3
+            assert not Checkpoints(folder / "copies" / f"{source}-{name}", keep=2, ranks=me).save(built, 3, {})
+        moved = (
+            folder / "moved" / f"{ENGINES[ENGINES.index(name) - 4]}-{name}"
+        )  # its number of ranks or its stage differs
+        if me.first:
+            shutil.copytree(folder / moved.name.removesuffix(f"-{name}") / "checkpoints", moved / "checkpoints")
+        fakes.train(replace(run, run=str(moved)))
+
+
 def main(folder: Path) -> None:
-    me = ranks.join(engine(folder, 0)).rank
-    codes = {}
-    for stage in (0, 1, 2, 3):
+    joined = ranks.join(engine(folder, 0))
+    me, codes = joined.rank, {}
+    moves(folder, joined)
+    if joined.world == 1:
+        return
+    for stage in STAGES:
         run = fakes.Run(str(folder / f"whole{stage}"), accumulate=2, engine=engine(folder, stage))
         codes[f"whole{stage}"] = fakes.train(run)
         cut = replace(run, run=str(folder / f"cut{stage}"), keep=3)
-        codes[f"stop{stage}"] = fakes.train(cut, stop=Asked(me))
+        codes[f"stop{stage}"] = fakes.train(cut, stop=Asked(joined))
         codes[f"cut{stage}"] = fakes.train(replace(cut, every=Every(log=1, save=4, sample=5, evaluate=5)))
         bad = replace(run, run=str(folder / f"nan{stage}"), accumulate=1)
         codes[f"nan{stage}"] = fakes.train(bad, system=fakes.System({3: fakes.second_half(step=3)}))
-    for before, after in ((1, 3), (3, 2)):
-        moved = fakes.Run(str(folder / f"from{before}to{after}"), accumulate=2, engine=engine(folder, before))
-        fakes.train(moved, stop=Asked(me))
-        codes[f"from{before}to{after}"] = fakes.train(replace(moved, engine=engine(folder, after)))
-    fakes.train(fakes.Run(str(folder / "to1"), engine=engine(folder, 2)), stop=Asked(me))
     low = fakes.Run(str(folder / "bf16"), engine=engine(folder, 3, "bf16"))
     codes["bf16"] = fakes.train(low)
     muon = fakes.Run(str(folder / "muon"), optimizer=Optimizer(kind="muon"), engine=engine(folder, 0))
