@@ -5,7 +5,8 @@ CSV one `caption`, or a JSON list in `captions`), and optionally `split`, `start
 kept whole in `facts`, where buckets look for the picture's `size` [h, w] before they open a file. Tables in other
 projects' words are understood too (tables.py). In a folder, captions stand in a .txt of the clip's name, one a line; a
 sound file of that name is the video's own sound without loss. A folder that holds manifest.jsonl or manifest.csv is
-read as that manifest.
+read as that manifest. A .tar is a folder (tars.py); in it, as WebDataset has it, a clip's name ends at its first dot,
+and captions may also stand in a .json.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmdiff import noise
+from mmdiff.data import tars
 from mmdiff.data.media.files import AUDIO, IMAGES, VIDEO
-from mmdiff.data.tables import SUFFIXES, Line, read_table, read_text
+from mmdiff.data.tables import SUFFIXES, WEBDATASET, Line, Row, read_json, read_table, read_text, told, translated
 from mmdiff.errors import UserError
 
+MEDIA = VIDEO + IMAGES + AUDIO
+LARGEST_SIDECAR = 1 << 20  # bytes
 HELD_OUT = 20  # one file in this many is held out where nobody has split the data
 log = logging.getLogger(__name__)
 
@@ -75,16 +80,14 @@ def read_listing(path: str | Path) -> Listing:
     if path.is_dir():
         listed = [path / name for name in ("manifest.jsonl", "manifest.csv") if (path / name).is_file()]
         path = listed[0] if listed else path
-    if path.is_dir():
-        listing = Listing(path, _folder(path))
+    if path.is_dir() or (path.suffix.lower() == tars.SUFFIX and path.is_file()):
+        listing = _folder(path)
     elif path.suffix.lower() in SUFFIXES and path.is_file():
         listing = _manifest(path)
     else:
-        raise UserError(f"{path}: no such data. Give a folder of clips, or a manifest: {', '.join(SUFFIXES)}.")
+        raise UserError(f"{path}: no such data. Give a folder of clips, a .tar, or a manifest: {', '.join(SUFFIXES)}.")
     if not listing.entries:
-        raise UserError(
-            f"{path}: nothing to read. Clips end in {' '.join(VIDEO + IMAGES + AUDIO)}; a manifest has a row each."
-        )
+        raise UserError(f"{path}: nothing to read. Clips end in {' '.join(MEDIA)}; a manifest has a row each.")
     return listing
 
 
@@ -130,20 +133,21 @@ def _entry(line: Line, folder: Path) -> Entry:
     video, audio = (_file(row, name, folder, where) for name in ("video", "audio"))
     if video is None and audio is None:
         raise UserError(f"{where}: missing column. A clip needs 'video' or 'audio', a path beside the manifest.")
-    name, split = row.get("id", row.get("video") or row.get("audio")), row.get("split")
+    name = row.get("id", row.get("video") or row.get("audio"))
     name = str(name) if type(name) is int else name
-    if not isinstance(name, str) or not name or not isinstance(split, str | None):
-        raise UserError(f"{where}: 'id' and 'split' are texts, not {name!r} and {split!r}.")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: an id is a text, not {name!r}.")
     start, duration = _seconds(row, "start", where), _seconds(row, "duration", where)
-    return Entry(name, video, audio, _captions(row, where), split, start or 0.0, duration, line.written)
+    captions, split = _captions(row, where), _split(row, where)
+    return Entry(name, video, audio, captions, split, start or 0.0, duration, line.written)
 
 
-def _file(row: dict[str, Any], column: str, folder: Path, where: str) -> Path | None:
+def _file(row: Row, column: str, folder: Path, where: str) -> Path | None:
     value = row.get(column)
     if value is None:
         return None
     file = folder / value if isinstance(value, str) and value and "\0" not in value else None
-    if file is None or not file.is_file():
+    if file is None or not tars.is_file(file):
         raise UserError(f"{where}: {column} '{value}' is no file. Paths are relative to {folder}.")
     known = VIDEO + IMAGES if column == "video" else AUDIO + VIDEO
     if file.suffix.lower() not in known:
@@ -151,7 +155,7 @@ def _file(row: dict[str, Any], column: str, folder: Path, where: str) -> Path | 
     return file
 
 
-def _seconds(row: dict[str, Any], column: str, where: str) -> float | None:
+def _seconds(row: Row, column: str, where: str) -> float | None:
     value = row.get(column)
     try:
         number = None if value is None else float(value)
@@ -162,7 +166,14 @@ def _seconds(row: dict[str, Any], column: str, where: str) -> float | None:
     return number
 
 
-def _captions(row: dict[str, Any], where: str) -> tuple[str, ...]:
+def _split(row: Row, where: str) -> str | None:
+    value = row.get("split")
+    if not isinstance(value, str | None):
+        raise UserError(f"{where}: a split is a text, not {value!r}.")
+    return value
+
+
+def _captions(row: Row, where: str) -> tuple[str, ...]:
     value = row.get("captions", row.get("caption")) or []
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
@@ -175,38 +186,78 @@ def _captions(row: dict[str, Any], where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-# ---- folders -------------------------------------------------------------------------------------------------------
+# ---- folders and archives ------------------------------------------------------------------------------------------
 
 
-def _folder(path: Path) -> list[Entry]:
+def _folder(path: Path) -> Listing:
     """Every known file below `path`, by name; an id is the path inside the folder."""
-    files = sorted(_walk(path))
-    videos = {file.with_suffix("") for file in files if file.suffix.lower() in VIDEO}
-    sounds = {file.with_suffix(""): file for file in files if file.suffix.lower() in AUDIO}
-    entries = []
+    everything = sorted(_walk(path))
+    files = [file for file in everything if file.suffix.lower() in MEDIA]
+    videos = {_stem(file) for file in files if file.suffix.lower() in VIDEO}
+    sounds = {_stem(file): file for file in files if file.suffix.lower() in AUDIO}
+    entries, columns = [], dict[str, None]()
     for file in files:
-        stem, kind = file.with_suffix(""), file.suffix.lower()
+        stem, kind = _stem(file), file.suffix.lower()
         if kind in AUDIO and stem in videos:
             continue  # it is the sound of that video
         video, audio = (None, file) if kind in AUDIO else (file, sounds.get(stem) if kind in VIDEO else None)
-        entries.append(Entry(file.relative_to(path).as_posix(), video, audio, _sidecar(stem)))
-    return entries
+        said = _said(stem) if tars.inside(file) else {}
+        row, name = translated(WEBDATASET, said), file.relative_to(path).as_posix()
+        captions = _sidecar(stem) or _captions(row, f"{stem}.json")
+        entries.append(Entry(name, video, audio, captions, _split(row, f"{stem}.json"), facts=said))
+        columns |= dict.fromkeys(said)
+    return Listing(path, entries, _left(path, everything, files, columns))
 
 
 def _walk(path: Path) -> Iterator[Path]:
-    """Known files, links followed once, hidden ones left alone."""
+    """Known files and all members of archives, links followed once, hidden ones left alone."""
+    if path.is_file():
+        yield from (path / name for name in tars.members(path) if not Path(name).name.startswith("."))
     seen: set[str] = set()
     for folder, below, names in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
         below[:] = [] if real in seen else [name for name in below if not name.startswith(".")]
-        if real not in seen:
-            known = (name for name in names if Path(name).suffix.lower() in VIDEO + IMAGES + AUDIO)
-            yield from (Path(folder) / name for name in known if not name.startswith("."))
+        for name in names if real not in seen else ():
+            if name.startswith("."):
+                continue
+            if Path(name).suffix.lower() in MEDIA:
+                yield Path(folder) / name
+            elif Path(name).suffix.lower() == tars.SUFFIX:
+                yield from _walk(Path(folder) / name)
         seen.add(real)
 
 
+def _stem(file: Path) -> Path:
+    """What a clip's files share of their names."""
+    return file.parent / file.name.split(".")[0] if tars.inside(file) else file.with_suffix("")
+
+
 def _sidecar(stem: Path) -> tuple[str, ...]:
-    file = stem.parent / f"{stem.name}.txt"
-    if not file.is_file():
-        return ()
-    return tuple(line.strip() for line in read_text(file).splitlines() if line.strip())
+    file = _beside(stem, ".txt")
+    return tuple(line.strip() for line in read_text(file).splitlines() if line.strip()) if file else ()
+
+
+def _said(stem: Path) -> Row:
+    """The .json of a clip in an archive."""
+    file = _beside(stem, ".json")
+    return read_json(file) if file else {}
+
+
+def _beside(stem: Path, suffix: str) -> Path | None:
+    """The small file of that name, if there is one."""
+    file = stem.parent / f"{stem.name}{suffix}"
+    if not tars.is_file(file):
+        return None
+    if tars.size(file) > LARGEST_SIDECAR:
+        raise UserError(f"{file}: more than {LARGEST_SIDECAR} bytes of captions for one clip.")
+    return file
+
+
+def _left(path: Path, everything: list[Path], files: list[Path], columns: dict[str, None]) -> list[str]:
+    """What the archives below `path` hold that nobody uses."""
+    read = {_stem(file).with_name(f"{_stem(file).name}{end}") for file in files for end in (".txt", ".json")}
+    rest = Counter(file.suffix.lower() or file.name for file in everything if file.suffix.lower() not in MEDIA)
+    rest -= Counter(file.suffix.lower() for file in everything if file in read)
+    notes = [f"{path}: {told(WEBDATASET, columns)}"] if columns else []
+    kinds = ", ".join(f"{count} {kind}" for kind, count in rest.most_common(9))
+    return notes + ([f"{path}: members of archives that are not used: {kinds}."] if kinds else [])

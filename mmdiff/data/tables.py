@@ -7,12 +7,14 @@ columns it has; so a new format is one line of FORMATS. What a table holds and n
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmdiff.data import tars
 from mmdiff.data.media.files import AUDIO
 from mmdiff.errors import UserError
 
@@ -47,6 +49,8 @@ FORMATS = (
     Format("LTX trainer", ("media_path",), {"video": ("media_path",), **LTX}),
     Format("LTX trainer", ("video_path",), {"video": ("video_path",), **LTX}),
 )
+# the .json of a clip in a tar, as github.com/iejMac/video2dataset writes it; its times are those of the source
+WEBDATASET = Format("WebDataset", (), {"captions": ("captions", "caption", "text", "prompt"), "split": ("split",)})
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def told(known: Format, columns: Mapping[str, Any]) -> str:
     used = {name: ours for ours, theirs in (known.fields or {}).items() for name in theirs if name in columns}
     meant = ", ".join(f"{name} is {ours}" for name, ours in used.items())
     rest = ", ".join(str(name) for name in columns if name not in used)
-    return f"a table of {known.name}: {meant}. " + (f"Not used: {rest}." if rest else "Every column is used.")
+    return f"read as {known.name}: {meant}. " + (f"Not used: {rest}." if rest else "Every column is used.")
 
 
 # ---- the three ways to write one -----------------------------------------------------------------------------------
@@ -140,10 +144,16 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
         raise UserError(f"{path}:{reader.line_num}: not CSV ({error}).") from error
 
 
+def read_json(path: Path) -> Row:
+    """A file that holds one JSON object. Raises UserError."""
+    return _object(_json(read_text(path), str(path)), str(path))
+
+
 def read_text(path: Path) -> str:
-    """A file as UTF-8. Raises UserError."""
+    """A file, or a member of an archive, as UTF-8. Raises UserError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with io.TextIOWrapper(tars.stream(path), encoding="utf-8-sig") as file:
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
 

@@ -71,7 +71,7 @@ def test_csv_is_the_same(tmp_path: Path) -> None:
         ({"id": "b", "video": "a.mp4", "start": "soon"}, "start is a number of seconds, not 'soon'"),
         ({"id": "b", "video": "a.mp4", "duration": -1}, "duration is a number of seconds"),
         ({"id": "b", "video": "a.mp4", "captions": [1]}, "captions are a list of texts"),
-        ({"id": "b", "video": "a.mp4", "split": 3}, "are texts"),
+        ({"id": "b", "video": "a.mp4", "split": 3}, "a split is a text, not 3"),
     ],
 )
 def test_every_mistake_names_file_and_line(row: Any, message: str, tmp_path: Path) -> None:

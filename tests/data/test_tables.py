@@ -90,7 +90,7 @@ def test_what_is_not_used_is_logged(clips: Path, caplog: pytest.LogCaptureFixtur
         ("t.json", "[", "t.json: not JSON"),
         ("t.json", "[" * 100_000, "t.json: not JSON"),
         ("t.csv", "url,text\nhttp://x,y\n", r"t.csv:1: missing column.*audio_path, audio_text, media_path, path"),
-        ("t.parquet", "", "no such data. Give a folder of clips, or a manifest: .jsonl, .json, .csv"),
+        ("t.parquet", "", "no such data. Give a folder of clips, a .tar, or a manifest: .jsonl, .json, .csv"),
     ],
 )
 def test_mistakes(name: str, text: str, message: str, clips: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from mmdiff.data import tars
 from mmdiff.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,12 +80,15 @@ def opened(path: str | Path) -> Iterator[InputContainer]:
 
     path, options = Path(path), {"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
     try:
-        if path.stat().st_size == 0:
+        if tars.size(path) == 0:
             raise BadMedia(f"{path}: the file is empty.")
         demuxer = _image_demuxer(path)
         if demuxer is None:
             options["format_whitelist"] = CONTAINERS
-        with av.open(f"file:{path}", format=demuxer, options=options, metadata_errors="replace") as container:
+        with (
+            tars.source(path) as source,
+            av.open(source, format=demuxer, options=options, metadata_errors="replace") as container,
+        ):
             if len(container.streams) > MAX_STREAMS or (container.duration or 0) > MAX_SECONDS * 1e6:
                 raise BadMedia(f"{path}: more than {MAX_STREAMS} streams or {MAX_SECONDS:.0f} s.")
             yield container
@@ -97,8 +101,7 @@ def _image_demuxer(path: Path) -> str | None:
     """The demuxer of an image by its first bytes; forced, so that no name is ever expanded as a pattern."""
     if path.suffix.lower() not in IMAGES:
         return None
-    with path.open("rb") as file:
-        head = file.read(4)
+    head = tars.read(path, 4)
     found = next((demuxer for magic, demuxer in SIGNATURES.items() if head.startswith(magic)), None)
     if found is None:
         raise BadMedia(f"{path}: not a png, jpeg, webp or bmp image inside.")
@@ -165,12 +168,12 @@ def _ends(container: InputContainer, path: str | Path) -> dict[int, float]:
     """Stream index -> time stamp in seconds of its end."""
     streams = [s for s in container.streams if s.type in ("video", "audio")]
     if container.format.name.startswith("mov") and all(s.duration and len(s.index_entries) for s in streams):
-        size = Path(path).stat().st_size
+        size = tars.size(Path(path))
         last = [s.index_entries[len(s.index_entries) - 1] for s in streams]
         if any(entry.pos + entry.size > size for entry in last):
             raise BadMedia(f"{path}: truncated; its index points beyond the end of the file.")
         return {s.index: _start(s) + float((s.duration or 0) * base(s)) for s in streams}
-    if container.format.name in ("avi", "wav") and _riff_bytes(path) > Path(path).stat().st_size:
+    if container.format.name in ("avi", "wav") and _riff_bytes(path) > tars.size(Path(path)):
         raise BadMedia(f"{path}: truncated; its header states more bytes than the file has.")
     ends = _scanned(container, streams)
     claimed, found = (
@@ -184,8 +187,7 @@ def _ends(container: InputContainer, path: str | Path) -> dict[int, float]:
 
 def _riff_bytes(path: str | Path) -> int:
     """How long the first RIFF chunk says that it is; 0 where it leaves that open, as a stream's does."""
-    with open(path, "rb") as file:
-        head = file.read(8)
+    head = tars.read(Path(path), 8)
     size = int.from_bytes(head[4:], "little")
     return 8 + size if head[:4] == b"RIFF" and size < 0xFFFFFF00 else 0
 

@@ -6,6 +6,7 @@ read again from its start, so that a window's values do not depend on the way to
 
 from __future__ import annotations
 
+import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdiff.data import tars
 from mmdiff.data.media.files import BadMedia, base, name_of, opened, picture_of, resample, second_zero, sound_of
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def read_video(
         if stream is None:
             raise BadMedia(f"{path}: no picture inside.")
         if reader == "decord" and not next(container.decode(stream)).rotation:
-            return _decord(path, times, partial(fit, size=size, crop=crop))
+            return _decord(Path(path), times, partial(fit, size=size, crop=crop))
         if reader == "decord":
             container.seek(container.start_time or 0)
         return _pyav(container, stream, times, lambda frame: fit(_rgb(frame), size=size, crop=crop))
@@ -154,13 +156,14 @@ def _on_screen(
     return images
 
 
-def _decord(path: str | Path, times: list[float], convert: Callable[[Tensor], Tensor]) -> Tensor:
+def _decord(path: Path, times: list[float], convert: Callable[[Tensor], Tensor]) -> Tensor:
     """The same choice of frames from decord's table of time stamps -> (t h w 3)."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        file = io.BytesIO(tars.read(path)) if tars.inside(path) else str(path)
+        video = decord.VideoReader(file, ctx=decord.cpu(0), num_threads=1)
         spans = video.get_frame_timestamp(list(range(len(video))))  # (frames 2)
         begins, end = (spans[:, 0] - spans[0, 0]).tolist(), float(spans[-1, 1] - spans[0, 0])
         if times[-1] > end + TIE:
