@@ -149,7 +149,11 @@ def prepare(staged: Path, needed: int) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], step: int) -> tuple[str, dict[str, Any]]:
     """Write and flush one file -> (name, its size and hash)."""
-    save_file(tensors, path, metadata={"step": str(step)})  # one key: several are written in random order
+    try:
+        save_file(tensors, path, metadata={"step": str(step)})  # one key: several are written in random order
+    except SafetensorError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(f"{path} cannot be written ({error}); {free} bytes are free there") from error
     flush(path)
     return path.name, facts(path)
 

@@ -1,14 +1,19 @@
 """What a run says about itself: log.jsonl, TensorBoard, and a line of progress. Only the first rank writes.
 
-A log never holds a step twice: after a crash the lines beyond the checkpoint are cut off before the run goes on.
+A log never holds a step twice: after a crash the lines beyond the checkpoint are cut off before the run goes on. A
+full disk ends no run here: lines wait until there is room, and what TensorBoard and previews lose is told.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +35,7 @@ class Log:
         self.board: Any = None
         if active:
             cut(folder / "log.jsonl", after=step)
-            self.file = open(folder / "log.jsonl", "a", encoding="utf-8")
+            self.lines = Lines(folder / "log.jsonl")
             self.line = Line(step, steps)
 
     def __enter__(self) -> Log:
@@ -39,18 +44,21 @@ class Log:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.active:
             self.line.close()
-            self.file.close()
+            with self._survived("the end of log.jsonl"):
+                self.lines.close()
         if self.board is not None:
-            self.board.close()
+            with self._survived("the end of the TensorBoard file"):
+                self.board.close()
 
     def write(self, step: int, record: Record) -> None:
         """One line of log.jsonl, and its numbers to TensorBoard; an empty record writes nothing."""
         if not self.active or not record:
             return
-        self.file.write(json.dumps({"step": step} | record) + "\n")
-        self.file.flush()
-        for name, value in flat(record).items():
-            self._tensorboard(step).add_scalar(name, value, step)
+        with self._survived(f"the line of step {step}, which waits,"):
+            self.lines.add(json.dumps({"step": step} | record))
+        with self._survived(f"TensorBoard's numbers of step {step}"):
+            for name, value in flat(record).items():
+                self._tensorboard(step).add_scalar(name, value, step)
 
     def progress(self, step: int, record: Record) -> None:
         """Show where the run is."""
@@ -59,8 +67,11 @@ class Log:
 
     def previews(self, clips: Batch, step: int) -> None:
         """Write clips to samples/step-N/ and to TensorBoard."""
-        if not self.active:
-            return
+        if self.active:
+            with self._survived(f"previews of step {step}"):
+                self._write_previews(clips, step)
+
+    def _write_previews(self, clips: Batch, step: int) -> None:
         folder = self.folder / "samples" / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "prompts.json", json.dumps(clips["text"], ensure_ascii=False, indent=1) + "\n")
@@ -84,6 +95,15 @@ class Log:
             board.add_audio(f"sound/{i}", audio.clamp(-1, 1), step, sample_rate=int(clips["rate"]))
         board.add_text(f"prompt/{i}", clips["text"][i], step)
 
+    @contextmanager
+    def _survived(self, what: str) -> Iterator[None]:
+        """Go on where the disk refuses something, and say so."""
+        try:
+            yield
+        except OSError as error:
+            self.board = None  # after an error its thread has ended
+            print(f"{what} could not be written in {self.folder}: {error}", file=sys.stderr, flush=True)
+
     def _tensorboard(self, step: int) -> Any:
         """The TensorBoard writer, made when it is first needed."""
         if self.board is None:
@@ -91,6 +111,33 @@ class Log:
 
             self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
         return self.board
+
+
+class Lines:
+    """Lines at the end of a file, each whole or not there; those that a full disk refuses wait for the next."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.waiting = open(path, "ab", buffering=0), b""
+
+    def add(self, line: str) -> None:
+        """Write a line after those that wait. Raises OSError and keeps them if there is no room."""
+        self.waiting += f"{line}\n".encode()
+        self._write()
+
+    def close(self) -> None:
+        """The last chance of what waits."""
+        with self.file:
+            self._write()
+
+    def _write(self) -> None:
+        size = os.fstat(self.file.fileno()).st_size
+        try:
+            if self.file.write(self.waiting) < len(self.waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self.file.truncate(size)
+            raise
+        self.waiting = b""
 
 
 def cut(path: Path, *, after: int) -> None:

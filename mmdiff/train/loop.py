@@ -71,8 +71,10 @@ def fit(run: Run, *, config: Config, system: Any, train: Any, held_out: Any, ran
                 log.write(step, record)
                 if strikes == STRIKES:
                     raise diverged(step, record)
-                if due.save:
-                    log.write(step, checkpoints.save(engine, step, config))
+                while due.save and (failed := checkpoints.save(engine, step, config)):
+                    log.write(step, failed)
+                    if not due.final:
+                        break
                 if due.stop:
                     return STOPPED
         if ranks.first:
@@ -91,7 +93,7 @@ class Due:
 
         self.log, self.save = now(run.every.log), last or stopping or now(run.every.save)
         self.evaluate, self.sample = (now(i) and (last or not stopping) for i in (run.every.evaluate, run.every.sample))
-        self.stop = stopping and not last
+        self.stop, self.final = stopping and not last, stopping or last  # a final save is tried until it is given up
 
 
 def train_step(engine: Engine, batches: list[Batch], run: Run, step: int) -> Update:
