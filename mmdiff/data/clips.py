@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -98,7 +97,9 @@ class Clips:
         self.policy = Policy(
             frames, float(fps), extent, rate, tuple(modalities), window, crop, short, on_missing_audio, reader
         )
-        _check(self.policy, caption)
+        self.policy.check()
+        if caption not in ("random", "first"):
+            raise UserError(f"data.caption is random or first, not {caption!r}.")
         self.path, self.seed, self.caption, self.cache, self.buckets = path, seed, caption, cache, buckets
         self.entries = read_entries(path, split)
         self.bad: list[dict[str, str]] = []
@@ -141,7 +142,7 @@ class Clips:
 
     def plan(self, share: int | Budget) -> Plan:
         """Which clips make which step, for so many clips or tokens a step; every clip of the data is in it."""
-        own = ClipShape(self.policy.frames, self.policy.fps, self.policy.size, self.policy.rate)
+        own = self.policy.shape
         if self.buckets is None:
             return Line(share if isinstance(share, int) else max(1, share.tokens // share.cost(own)))
         if isinstance(share, int):
@@ -178,8 +179,8 @@ class Clips:
     def _room(self, shape: ClipShape, entries: list[Entry]) -> Clips:
         """The same data in another shape."""
         room = copy(self)
-        room.policy = replace(self.policy, frames=shape.frames, fps=shape.fps, size=shape.size)
-        _check(room.policy, self.caption)
+        room.policy = self.policy.of(shape)
+        room.policy.check()
         room.entries, room._kept, room._order, room._rooms = entries, {}, None, []
         return room
 
@@ -265,25 +266,3 @@ class Clips:
         if isinstance(facts, str):
             raise BadMedia(facts)
         return facts
-
-
-CHOICES = {
-    "window": ("random", "start", "center"),
-    "crop": ("random", "center"),
-    "short": ("drop", "loop", "hold"),
-    "on_missing_audio": ("mask", "drop", "error"),
-    "reader": ("pyav", "decord"),
-}
-
-
-def _check(policy: Policy, caption: str) -> None:
-    """Raise UserError for a value that a recipe may not have."""
-    for name, values in CHOICES.items():
-        if getattr(policy, name) not in values:
-            raise UserError(f"data.{name} is one of {', '.join(values)}, not {getattr(policy, name)!r}.")
-    if caption not in ("random", "first"):
-        raise UserError(f"data.caption is random or first, not {caption!r}.")
-    if not policy.modalities or set(policy.modalities) - {"video", "audio"}:
-        raise UserError(f"data.modalities is a list of video and / or audio, not {list(policy.modalities)}.")
-    if min(*policy.size, policy.frames, policy.fps, policy.rate) <= 0:
-        raise UserError("data.frames, fps and rate are above zero, and data.size is two numbers above zero: [h, w].")

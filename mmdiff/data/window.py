@@ -6,7 +6,7 @@ Every way in which a clip can fall short has a policy with a name; what it refus
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, inf
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmdiff.batch import ClipShape
 from mmdiff.data import media
 from mmdiff.data.buckets import Extent
 from mmdiff.data.manifest import Entry
@@ -23,26 +24,54 @@ from mmdiff.errors import UserError
 
 Modality = Literal["video", "audio"]
 FULL_SCALE = 32767
+CHOICES = {
+    "window": ("random", "start", "center"),
+    "crop": ("random", "center"),
+    "short": ("drop", "loop", "hold"),
+    "on_missing_audio": ("mask", "drop", "error"),
+    "reader": ("pyav", "decord"),
+}
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The shape of every sample and what happens to clips that do not fit it; the names are those of `Clips`."""
+    """The shape of every sample and what happens to clips that do not fit it; names and defaults are those of `Clips`."""
 
     frames: int
     fps: float
     size: tuple[int, int]
     rate: int
-    modalities: tuple[Modality, ...]
-    window: Literal["random", "start", "center"]
-    crop: Literal["random", "center"]
-    short: Literal["drop", "loop", "hold"]
-    on_missing_audio: Literal["mask", "drop", "error"]
-    reader: Reader
+    modalities: tuple[Modality, ...] = ("video", "audio")
+    window: Literal["random", "start", "center"] = "random"
+    crop: Literal["random", "center"] = "random"
+    short: Literal["drop", "loop", "hold"] = "drop"
+    on_missing_audio: Literal["mask", "drop", "error"] = "mask"
+    reader: Reader = "pyav"
+
+    @property
+    def shape(self) -> ClipShape:
+        """The window as a shape."""
+        return ClipShape(self.frames, self.fps, self.size, self.rate)
+
+    def of(self, shape: ClipShape) -> Policy:
+        """The same policy for another shape."""
+        return replace(self, frames=shape.frames, fps=shape.fps, size=shape.size)
 
     @property
     def seconds(self) -> float:
         return self.frames / self.fps
+
+    def check(self) -> None:
+        """Raise UserError for a value that a recipe may not have."""
+        for name, values in CHOICES.items():
+            if getattr(self, name) not in values:
+                raise UserError(f"data.{name} is one of {', '.join(values)}, not {getattr(self, name)!r}.")
+        if not self.modalities or set(self.modalities) - {"video", "audio"}:
+            raise UserError(f"data.modalities is a list of video and / or audio, not {list(self.modalities)}.")
+        if min(*self.size, self.frames, self.fps, self.rate) <= 0:
+            raise UserError(
+                "data.frames, fps and rate are above zero, and data.size is two numbers above zero: [h, w]."
+            )
 
 
 @dataclass(frozen=True)
