@@ -20,6 +20,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--prompts", metavar="FILE", help="one prompt a line, judged instead of the split's captions")
     add("--against", metavar="FOLDER", help="real clips for the distances, instead of held-out clips of the split")
     add("--clips", metavar="FOLDER", help="judge these clips (a manifest, or .txt or .json captions beside them)")
+    add(
+        "--give", metavar="TASK", help="what is given of each held-out clip, such as video_to_audio, first_frame, frame"
+    )
     add("--out", metavar="FILE", help="the JSON (default RUN/evaluation.json); the page is the same name in .html")
     add("--seed", type=int, default=1, help="of the clips and the intervals (default 1)")
     add("--number", type=int, default=1, help="clips a caption (default 1); 2 or more also measure diversity")
@@ -46,7 +49,7 @@ def main(argv: list[str]) -> None:
     choices = Settings(steps=args.steps, ema=args.ema, **said)
     prompts = read_prompts(args.prompts) if args.prompts else None
     devices = [name for name in args.device.split(",") if name]
-    same = ("run", "split", "n", "against", "clips", "out", "seed", "number", "training", "cache", "batch")
+    same = ("run", "split", "n", "against", "clips", "give", "out", "seed", "number", "training", "cache", "batch")
     plugins = dict(item.partition("=")[::2] for item in args.plugin)
     options = {name: getattr(args, name) for name in same}
     paths = judge(plugins=plugins, settings=choices, prompts=prompts, devices=devices, **options)

@@ -22,6 +22,7 @@ from mmdiff.evaluate import protocol
 from mmdiff.evaluate.anchors import Choice, anchors, cheats, ground_truth
 from mmdiff.evaluate.clips import Set, codec, data_of, dream, load, modalities, real
 from mmdiff.evaluate.folder import folder
+from mmdiff.evaluate.given import complete, ends
 from mmdiff.evaluate.measure import Anchors, Measured, Ruler, with_ratios
 from mmdiff.generate import Settings, default_devices
 from mmdiff.metrics.score import Clip
@@ -55,6 +56,7 @@ def evaluate(
     prompts: Sequence[str] | None = None,
     against: str | Path | None = None,
     clips: str | Path | None = None,
+    give: str | None = None,
     training: int | None = None,
     plugins: Mapping[str, str | Path] = NONE,
     cache: str | Path | None = None,
@@ -78,6 +80,7 @@ def evaluate(
     prompts   judged instead of the split's captions; the anchors stay those of the split
     against   real clips (a folder or manifest) for the distances, instead of held-out clips of the split
     clips     a folder or manifest of clips made elsewhere, judged instead of the run's
+    give      what the run is given of the clip whose caption is judged: a task (see `given.py`), such as video_to_audio
     training  how many training clips copies are searched in; None is all of them, 0 leaves the search out
     plugins   name -> weights of published scores, see `metrics/plugins.py`: {"fvd": "i3d_torchscript.pt"}
     cache     where clips, rows and the training set's descriptors are kept; default RUN/evaluation. Runs may share one
@@ -93,12 +96,18 @@ def evaluate(
     if clips is not None:
         subject = _brought(clips, data, progress=progress)
     else:
+        if give is not None and (prompts is not None or number != 1):
+            raise UserError("--give goes on with each held-out clip once: leave out --prompts and --number.")
         options = {"number": number, "batch": batch, "devices": devices, "progress": progress, "cache": kept}
+        options["give"] = give
         assert run is not None and truth is not None
         subject = _dreamt(run, list(prompts or truth.prompts), truth, replace(settings, seed=seed), options)
     anchored, record = anchors(subject.given, truth, data, choice, cache=kept, progress=progress)
     measured = _measure(_sets(subject, anchored.truth, data, seed=seed), Ruler(anchored, kept), progress=progress)
     config = {} if run is None else build.read(Path(run) / "config.yaml")
+    if give is not None and truth is not None:
+        for name, one in {subject.name: subject.given, **({"codec": subject.codec} if subject.codec else {})}.items():
+            measured[name].row.update(ends(one, truth, seed=seed))
     result = _result(subject, measured, _protocol(subject, choice, anchored, record, config))
     if out is not None:
         write(result, out)
@@ -157,7 +166,13 @@ def _dreamt(run: str | Path, prompts: list[str], truth: Set, settings: Settings,
     system, config, checkpoint = build.load(run, ema=settings.ema, device=device)
     settings = settings.resolved(Sample(**config.get("sample", {})))
     design = protocol.digest(config["system"])
-    given = dream(run, prompts, settings=settings, checkpoint=checkpoint, design=design, **options)
+    made: dict[str, Any] = {"settings": settings, "checkpoint": checkpoint, "design": design}
+    give = options.pop("give")
+    if give is None:
+        given = dream(run, prompts, **made, **options)
+    else:
+        rest = {name: options[name] for name in ("cache", "batch", "progress")}
+        given = complete(system, truth, give, device=device, **made, **rest)
     have = modalities(given.clips)
     coded = replace(truth, clips=codec(system, truth.clips)).only(have) if hasattr(system, "decode") else None
     made_by = {
@@ -165,6 +180,7 @@ def _dreamt(run: str | Path, prompts: list[str], truth: Set, settings: Settings,
         "guidance": settings.guidance, "ema": settings.ema, "clips_per_prompt": options["number"],
         "device": protocol.hardware(device),
     }  # fmt: skip
+    made_by |= {} if give is None else {"given": give}
     return Subject("model", given, made_by, coded)
 
 

@@ -29,6 +29,7 @@ def judge(
     n: int,
     against: str | None,
     clips: str | None,
+    give: str | None,
     out: str | None,
     seed: int,
     number: int,
@@ -45,7 +46,7 @@ def judge(
     path = Path(out) if out else Path(run or str(clips)) / "evaluation.json"
     result = evaluate(
         run, split=split, n=n, seed=seed, number=number, settings=settings, prompts=prompts, against=against,
-        clips=clips, training=training, plugins=plugins, cache=cache, out=path, batch=batch,
+        clips=clips, give=give, training=training, plugins=plugins, cache=cache, out=path, batch=batch,
         devices=devices, progress=progress,
     )  # fmt: skip
     looked = pairs(result, data_of(run), cache=cache_of(run, clips, cache), clips=clips) if run is not None else []
@@ -84,6 +85,12 @@ def section(result: Mapping[str, Any]) -> str:
     parts.append(
         f'<h2>Sync without scenes, diversity</h2>{scores.table(rows, scores.ALIGNED)}<p class="note">{aligned}</p>'
     )
+    if any("first_frame_error" in row for row in rows.values()):
+        given = (
+            f"Given of each held-out clip: {escape(result['protocol']['given'])}. Mean difference of the first and the "
+            "last frame from those of that clip, and from those of other clips, of a range of 1."
+        )
+        parts.append(f'<h2>What was given</h2>{scores.table(rows, scores.GIVEN)}<p class="note">{given}</p>')
     text = (
         "Appearance, motion, spectrum and time are Frechet distances in random features, as multiples of the distance "
         "of real clips from real clips (the first row): proxies, and no FID, FVD or FAD. Copied is the share of clips "

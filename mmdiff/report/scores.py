@@ -26,6 +26,10 @@ ALIGNED = {
     "energy_f1_shuffled": "… shuffled", "vendi_video": "different pictures", "vendi_audio": "different sounds",
     "free_entropy_bits": "free choice, bits",
 }  # fmt: skip
+GIVEN = {
+    "first_frame_error": "first frame", "first_frame_error_shuffled": "… shuffled", "last_frame_error": "last frame",
+    "last_frame_error_shuffled": "… shuffled",
+}  # fmt: skip
 DISTANCES = {
     "fd_rand_appearance_ratio": "appearance", "fd_rand_motion_ratio": "motion", "fd_rand_spectrum_ratio": "spectrum",
     "fd_rand_time_ratio": "time", "memorised_video": "copied pictures", "memorised_audio": "copied sounds",
@@ -93,7 +97,7 @@ def _known(row: Mapping[str, Mapping[str, Any]], metric: str) -> bool:
 def _cell(entry: Mapping[str, Any] | None, metric: str) -> str:
     if entry is None or entry["value"] is None:
         return "<td>–</td>"
-    digits = 0 if metric.endswith("_ms") else 1 if metric.endswith("_ratio") else 2
+    digits = 0 if metric.endswith("_ms") else 1 if metric.endswith("_ratio") else 3 if "_error" in metric else 2
     value = f"{entry['value']:.{digits}f}"
     if entry["low"] is None:
         return f"<td>{value}</td>"
