@@ -21,17 +21,16 @@ from torch import Tensor
 from mmdiff import noise
 from mmdiff.batch import ClipShape
 from mmdiff.data.buckets import Buckets, Extent, spoken
+from mmdiff.data.decoder import Decoder
 from mmdiff.data.manifest import Entry, read_entries
-from mmdiff.data.media import BadMedia, Facts, probe
+from mmdiff.data.media import BadMedia
 from mmdiff.data.media.read import Reader
-from mmdiff.data.patience import Patience
 from mmdiff.data.plans import Budget, Epoch, Index, Line, Plan
-from mmdiff.data.window import Draws, Modality, Policy, Reading, extent, read_window
+from mmdiff.data.window import Draws, Modality, Policy, Reading
 from mmdiff.errors import UserError
 from mmdiff.progress import bar
 
 CHECKED = 1000  # clips that may be unusable in a row before the folder is given up
-REMEMBERED = 1 << 16  # files whose facts are kept
 READERS = 8  # threads that read headers
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class Clips:
     reader      pyav or decord, equal frames
     cache       keep decoded clips whose window and crop never change in this process's memory: (3 t h w) bytes and 2 n
                 bytes a clip, in each loader worker again; the values are the same either way
-    patience    seconds after which a decoder that does not answer is given up
+    patience    seconds after which a decoder that does not answer is killed
     buckets     shapes in which training reads the clips instead (buckets.py); the shape above is then that of held-out
                 clips, previews and whatever else asks for plain positions
 
@@ -104,11 +103,9 @@ class Clips:
         self.entries = read_entries(path, split)
         self.bad: list[dict[str, str]] = []
         self.replaced = 0
-        self._facts: dict[Path, Facts | str] = {}
-        self._hung: dict[str, str] = {}
         self._kept: dict[str, Reading] = {}
         self._order: tuple[int, Tensor] | None = None
-        self._patience = Patience(patience)
+        self._decoder = Decoder(patience)
         self._rooms: list[Clips] = []  # one a bucket, since a plan was made
         self._find_one_usable()
 
@@ -123,7 +120,7 @@ class Clips:
         skipped: list[tuple[str, str]] = []
         for index in self._candidates(epoch, place):
             try:
-                return self._watched(self.entries[index], epoch, skipped)
+                return self._sample(self.entries[index], epoch, skipped)
             except BadMedia as error:
                 skipped.append((self.entries[index].id, str(error)))
         raise self._nothing_usable(skipped)
@@ -167,10 +164,10 @@ class Clips:
         with ThreadPoolExecutor(READERS) as pool, bar("looking at clips", total=len(self)) as advance:
 
             def look(first: int) -> None:
-                patience = Patience(self._patience.seconds)
+                decoder = Decoder(self._decoder.seconds, self._decoder.refused)
                 for i in range(first, len(self), READERS):
-                    with suppress(BadMedia, TimeoutError):
-                        found[i] = patience(lambda: extent(self.entries[i], self.policy, self._probed))  # noqa: B023
+                    with suppress(BadMedia):
+                        found[i] = decoder.extent(self.entries[i], self.policy)
                     advance(1)
 
             list(pool.map(look, range(READERS)))
@@ -200,7 +197,7 @@ class Clips:
         skipped: list[tuple[str, str]] = []
         for index in noise.permutation(len(self), key=noise.key(self.seed, "check"))[:CHECKED].tolist():
             try:
-                self._watched(self.entries[index], 0, [])
+                self._sample(self.entries[index], 0, [])
                 return self.note(skipped)
             except BadMedia as error:
                 skipped.append((self.entries[index].id, str(error)))
@@ -214,19 +211,10 @@ class Clips:
 
     # ---- what of it ------------------------------------------------------------------------------------------------
 
-    def _watched(self, entry: Entry, epoch: int, skipped: list[tuple[str, str]]) -> Sample:
-        if entry.id in self._hung:
-            raise BadMedia(self._hung[entry.id])
-        try:
-            return self._patience(lambda: self._sample(entry, epoch, skipped))
-        except TimeoutError as error:
-            self._hung[entry.id] = f"{entry.video or entry.audio}: the decoder gave {error}."
-            raise BadMedia(self._hung[entry.id]) from error
-
     def _sample(self, entry: Entry, epoch: int, skipped: list[tuple[str, str]]) -> Sample:
         reading = self._kept.get(entry.id)
         if reading is None:
-            reading = read_window(entry, self.policy, self._draws(entry, epoch), self._probed)
+            reading = self._decoder.window(entry, self.policy, self._draws(entry, epoch))
             if self.cache and reading.settled:
                 self._kept[entry.id] = reading
         return {
@@ -252,17 +240,3 @@ class Clips:
         random = self.caption == "random"
         key = noise.key(self.seed, "caption", epoch, entry.id)
         return entry.captions[noise.integer(len(entry.captions), key=key) if random else 0]
-
-    def _probed(self, path: Path) -> Facts:
-        """Facts or the reason against the file, remembered: they hang on the file alone."""
-        if path not in self._facts:
-            if len(self._facts) >= REMEMBERED:
-                self._facts.clear()
-            try:
-                self._facts[path] = probe(path)
-            except BadMedia as error:
-                self._facts[path] = str(error)
-        facts = self._facts[path]
-        if isinstance(facts, str):
-            raise BadMedia(facts)
-        return facts

@@ -68,6 +68,12 @@ def probe(path: str | Path) -> Facts:
         )
 
 
+def load() -> None:
+    """Import what decodes, so that processes forked later need not."""
+    import av  # noqa: F401
+    import torchaudio.functional  # noqa: F401
+
+
 def name_of(container: InputContainer) -> str:
     """The path that the container was opened with."""
     return container.name.removeprefix("file:")
