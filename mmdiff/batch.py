@@ -32,7 +32,9 @@ class Batch(TypedDict, total=False):
     budget: int  # of a packed batch: the tokens by which the sum of all tokens' errors is divided
     chance: Tensor  # (b,) a number in (0, 1) for what a network decides at random; 0 where nobody drew it
     held: dict[str, Tensor]  # modality -> bool over latents (b 1 t h w) or (b 1 n), True where the clip is given
-    latents: dict[str, Tensor]  # modality -> latents (b c ...) of what is held, instead of its clips
+    latents: dict[str, Tensor]  # modality -> latents (b c ...) of what is held or learned, instead of its clips
+    encoded: ClipShape  # of clips that are there as latents alone
+    embedded: dict[str, dict[str, Tensor]]  # text encoder -> caption -> (l e), what it said of captions before
 
 
 class Cond(TypedDict, total=False):

@@ -144,7 +144,8 @@ def first(batch: Batch) -> Tensor | None:
 
 def frames(batch: Batch) -> int:
     """Of the clips that are there, or of those to be made."""
-    return batch["shape"].frames if "shape" in batch else batch["video"].shape[2]
+    told = batch.get("shape", batch.get("encoded"))
+    return batch["video"].shape[2] if told is None else told.frames
 
 
 def heard(batch: Batch) -> Tensor:

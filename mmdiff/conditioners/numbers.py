@@ -27,6 +27,8 @@ def rate(batch: Batch) -> Tensor:
 
 def seconds(batch: Batch) -> Tensor:
     """The length of the clips (b,): of those that are there, or of those to be made."""
+    if "encoded" in batch:
+        return torch.full((len(batch["text"]),), batch["encoded"].seconds)
     if "video" in batch:
         return batch["video"].shape[2] / batch["fps"].float()
     if "audio" in batch:

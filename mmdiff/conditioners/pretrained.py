@@ -45,9 +45,19 @@ class HFText(nn.Module):
         """The one copy in this process, whoever asks for it."""
         return _encoder(self.path, self.dtype)
 
+    @property
+    def voice(self) -> str:
+        """The name under which its words are kept where captions were encoded before (data/latents.py)."""
+        return f"{self.path} in {self.dtype}, {self.length} tokens"
+
+    def say(self, text: str) -> Tensor:
+        """A caption's embeddings (l e), on the CPU."""
+        return self.encoder(text, length=self.length, device=self.project.weight.device)
+
     def forward(self, batch: Batch) -> Cond:
         device = self.project.weight.device
-        found = [self.encoder(text, length=self.length, device=device) for text in batch["text"]]  # b x (l e)
+        before = batch.get("embedded", {}).get(self.voice, {})
+        found = [before[text] if text in before else self.say(text) for text in batch["text"]]  # b x (l e)
         longest = min(-(-max(map(len, found)) // ROUND) * ROUND, self.length)
         x = torch.stack([nn.functional.pad(f, (0, 0, 0, longest - len(f))) for f in found]).to(device)  # (b l e)
         lengths = torch.tensor([len(f) for f in found], device=device)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from mmdiff import noise
 from mmdiff.batch import ClipShape
 from mmdiff.data.buckets import Buckets, Extent, spoken
 from mmdiff.data.decoder import Decoder
+from mmdiff.data.latents import Encoded, Latents
 from mmdiff.data.manifest import Entry, read_entries
 from mmdiff.data.media import BadMedia
 from mmdiff.data.media.read import Reader
@@ -35,11 +36,17 @@ READERS = 8  # threads that read headers
 log = logging.getLogger(__name__)
 
 
-class Sample(TypedDict):
-    """One clip; an absent modality is zeros and False in `valid`."""
+class Content(TypedDict, total=False):
+    """What was read of a clip: picture and sound, or what they were encoded to."""
 
     video: Tensor  # uint8 (3 t h w)
     audio: Tensor  # int16 (1 n), full scale 32767
+    encoded: Encoded
+
+
+class Sample(Content):
+    """One clip; an absent modality is zeros and False in `valid`."""
+
     text: str
     id: str
     valid: dict[str, bool]
@@ -66,6 +73,8 @@ class Clips:
     patience    seconds after which a decoder that does not answer is killed
     buckets     shapes in which training reads the clips instead (buckets.py); the shape above is then that of held-out
                 clips, previews and whatever else asks for plain positions
+    latents     a folder that tools/encode.py made of this recipe: clips are read from there, encoded, and `path` is not
+                looked at. What the encoding drew (window, crop) stays as it was drawn; captions are drawn as ever
 
     An image is a still clip: its picture in every frame, no sound. A sound file alone is a clip without a picture.
     `bad` lists {id, reason} of the clips skipped so far, each once; `replaced` counts how often that happened.
@@ -91,6 +100,7 @@ class Clips:
         cache: bool = False,
         patience: float = 60.0,
         buckets: Buckets | None = None,
+        latents: str | None = None,
     ) -> None:
         extent = (int(size[0]), int(size[1])) if len(size) == 2 else (0, 0)
         self.policy = Policy(
@@ -100,7 +110,10 @@ class Clips:
         if caption not in ("random", "first"):
             raise UserError(f"data.caption is random or first, not {caption!r}.")
         self.path, self.seed, self.caption, self.cache, self.buckets = path, seed, caption, cache, buckets
-        self.entries = read_entries(path, split)
+        if latents is not None and buckets is not None:
+            raise UserError("data.latents are of one shape; leave data.buckets out.")
+        self.stored = None if latents is None else Latents(latents, split, self.policy, seed)
+        self.entries = read_entries(path, split) if self.stored is None else self.stored.entries
         self.bad: list[dict[str, str]] = []
         self.replaced = 0
         self._kept: dict[str, Reading] = {}
@@ -120,7 +133,7 @@ class Clips:
         skipped: list[tuple[str, str]] = []
         for index in self._candidates(epoch, place):
             try:
-                return self._sample(self.entries[index], epoch, skipped)
+                return {**self.read(self.entries[index], epoch), "skipped": skipped}
             except BadMedia as error:
                 skipped.append((self.entries[index].id, str(error)))
         raise self._nothing_usable(skipped)
@@ -134,6 +147,16 @@ class Clips:
                 named.add(name)
                 self.bad.append({"id": name, "reason": reason})
                 log.warning("skipped clip %s: %s", name, reason)
+
+    def lend(self, system: Any) -> None:
+        """Give a system the weights of the autoencoders that encoded these clips, if they are encoded."""
+        if self.stored is not None:
+            self.stored.lend(system)
+
+    def check(self, system: Any) -> None:
+        """Raise UserError where a system cannot learn from these clips: other autoencoders have encoded them."""
+        if self.stored is not None:
+            self.stored.check(system)
 
     # ---- in which shape --------------------------------------------------------------------------------------------
 
@@ -197,7 +220,7 @@ class Clips:
         skipped: list[tuple[str, str]] = []
         for index in noise.permutation(len(self), key=noise.key(self.seed, "check"))[:CHECKED].tolist():
             try:
-                self._sample(self.entries[index], 0, [])
+                self.read(self.entries[index], 0)
                 return self.note(skipped)
             except BadMedia as error:
                 skipped.append((self.entries[index].id, str(error)))
@@ -211,22 +234,19 @@ class Clips:
 
     # ---- what of it ------------------------------------------------------------------------------------------------
 
-    def _sample(self, entry: Entry, epoch: int, skipped: list[tuple[str, str]]) -> Sample:
+    def read(self, entry: Entry, epoch: int) -> Sample:
+        """One entry as it is in an epoch, without a replacement. Raises BadMedia if it cannot be used."""
+        text = self._text(entry, epoch)
+        about = {"text": text, "id": entry.id, "fps": self.policy.fps, "rate": self.policy.rate, "skipped": []}
+        if self.stored is not None:
+            encoded, valid = self.stored.read(entry.id, epoch, text)
+            return cast(Sample, {"encoded": encoded, "valid": valid, **about})
         reading = self._kept.get(entry.id)
         if reading is None:
             reading = self._decoder.window(entry, self.policy, self._draws(entry, epoch))
             if self.cache and reading.settled:
                 self._kept[entry.id] = reading
-        return {
-            "video": reading.video,
-            "audio": reading.audio,
-            "text": self._text(entry, epoch),
-            "id": entry.id,
-            "valid": reading.valid,
-            "fps": self.policy.fps,
-            "rate": self.policy.rate,
-            "skipped": skipped,
-        }
+        return cast(Sample, {"video": reading.video, "audio": reading.audio, "valid": reading.valid, **about})
 
     def _draws(self, entry: Entry, epoch: int) -> Draws:
         purposes = ("window", "crop rows", "crop columns")

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
+from typing import cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmdiff import noise
 from mmdiff.batch import Batch
 from mmdiff.data.clips import Clips, Sample
+from mmdiff.data.latents import collated
 from mmdiff.data.plans import Index, Plan
 from mmdiff.data.window import FULL_SCALE
 from mmdiff.errors import UserError
@@ -68,6 +70,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         "valid": {name: torch.tensor([sample["valid"][name] for sample in samples]) for name in first["valid"]},
         "id": [sample["id"] for sample in samples],
     }
+    if "encoded" in first:
+        return cast(Batch, {**batch, **collated([sample["encoded"] for sample in samples], batch["valid"])})
     if "video" in first["valid"]:
         batch["video"] = torch.stack([sample["video"] for sample in samples]).float().div_(127.5).sub_(1)  # (b 3 t h w)
         batch["video"] *= batch["valid"]["video"].view(-1, 1, 1, 1, 1)  # absent is zeros, not black

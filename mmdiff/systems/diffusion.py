@@ -211,7 +211,7 @@ class Diffusion(System):
     def encode(self, batch: Batch) -> Tensor:
         """Clips -> latents (b c ...)."""
         ((name, codec),) = self.codecs.items()
-        return codec.encode(clips(batch, name).to(self.device))
+        return latents(batch, name, codec, self.device)
 
     def decode(self, x: Tensor, batch: Batch, *, keys: Sequence[int]) -> Batch:
         """Latents -> the batch with clips in it."""
@@ -235,7 +235,7 @@ class Diffusion(System):
 
     def latent_shapes(self, batch: Batch = UNSAID) -> dict[str, tuple[int, ...]]:
         """name -> shape of one clip's latent: of the batch's clips, of the shape it asks for, or of the system's."""
-        shape = batch.get("shape", self.shape)
+        shape = batch.get("shape", batch.get("encoded", self.shape))
         clip = {"video": (3, shape.frames, *shape.size), "audio": (1, shape.samples)}
         held = {name: tuple(clips(batch, name).shape[1:]) for name in self.codecs if name in batch}
         return {name: tuple(a.grid(held.get(name, clip[name]))) for name, a in self.codecs.items()}
@@ -284,6 +284,12 @@ def clips(batch: Batch, name: str) -> Tensor:
     if name not in batch:
         raise UserError(f"The data holds no {name}, which the system learns; it holds {', '.join(batch)}.")
     return cast(Tensor, batch[name])  # type: ignore[literal-required]
+
+
+def latents(batch: Batch, name: str, codec: Autoencoder, device: torch.device) -> Tensor:
+    """The latents of one modality (b c ...): those that the batch brings, or else of its clips."""
+    given = batch.get("latents", {}).get(name)
+    return codec.encode(clips(batch, name).to(device)) if given is None else given.to(device)
 
 
 def decode_with(codec: Any, z: Tensor, keys: Sequence[int]) -> Tensor:

@@ -19,7 +19,7 @@ from mmdiff.coupling import Coupling, SharedCoupling
 from mmdiff.denoiser import Denoiser
 from mmdiff.process import widen
 from mmdiff.sampling import uniform
-from mmdiff.systems.diffusion import UNSAID, Diffusion, clips, decode_with
+from mmdiff.systems.diffusion import UNSAID, Diffusion, decode_with, latents
 from mmdiff.systems.weights import FixedWeights, Weights
 
 SHARED, EQUAL = SharedCoupling(), FixedWeights()
@@ -55,12 +55,12 @@ class Joint(Diffusion):
 
     def encode(self, batch: Batch) -> Tensor:
         """Clips -> (b n), video first; a modality that a clip lacks is zero."""
-        latents = {}
+        parts = {}
         for name, codec in self.codecs.items():
-            z = codec.encode(clips(batch, name).to(self.device))
+            z = latents(batch, name, codec, self.device)
             here = batch["valid"][name].to(z.device).reshape(-1, *[1] * (z.ndim - 1))
-            latents[name] = torch.where(here, z, 0.0)
-        return pack(latents)
+            parts[name] = torch.where(here, z, 0.0)
+        return pack(parts)
 
     def decode(self, x: Tensor, batch: Batch, *, keys: Sequence[int]) -> Batch:
         parts = unpack(x, self.latent_shapes(batch))

@@ -47,6 +47,8 @@ def fit(run: Run, *, config: Config, system: Any, train: Any, held_out: Any, ran
         if run.start is not None:
             begin_from(system, run.start, tell=ranks.first)
         fit_statistics(system, train, run, folder, ranks)
+        train.check(system)
+        held_out.check(system)
         engine = engines.make(run, system, ranks)
         checkpoints = Checkpoints(folder, keep=run.keep, ranks=ranks)
         first, strikes, speed = checkpoints.load(engine), 0, Speed(plan.mean, ranks)
@@ -134,14 +136,13 @@ def stream(train: Any, plan: Plan, run: Run, ranks: Ranks, *, after: int) -> Ite
 
 def fit_statistics(system: Any, train: Any, run: Run, folder: Path, ranks: Ranks) -> None:
     """What parts take from other runs and from data without gradients, once, by the first rank: latents.safetensors."""
-    if all(getattr(module, "fitted", True) for module in system.modules()):
+    if fitted(system):
         return
     path = folder / "latents.safetensors"
     if ranks.first and not path.is_file():
         before = {name: tensor.clone() for name, tensor in system.state_dict().items()}
-        firsts = range(0, min(FITTED_ON, len(train)), run.batch)
-        adopt_weights(system)
-        system.fit(gather(train, range(i, min(i + run.batch, len(train)))) for i in firsts)
+        train.lend(system)
+        take_statistics(system, train, run.batch)
         after = {name: tensor.contiguous() for name, tensor in system.state_dict().items()}
         changed = {name: t for name, t in after.items() if name not in before or not torch.equal(t, before[name])}
         staged = path.with_suffix(".tmp")
@@ -150,3 +151,16 @@ def fit_statistics(system: Any, train: Any, run: Run, folder: Path, ranks: Ranks
         os.replace(staged, path)
     ranks.barrier()
     system.load_state_dict(load_file(path), strict=False)
+
+
+def take_statistics(system: Any, train: Any, batch: int) -> None:
+    """Adopt weights, then fit what has none yet to the first clips, `batch` at a time."""
+    adopt_weights(system)
+    if not fitted(system):
+        firsts = range(0, min(FITTED_ON, len(train)), batch)
+        system.fit(gather(train, range(i, min(i + batch, len(train)))) for i in firsts)
+
+
+def fitted(system: Any) -> bool:
+    """Whether every part has what it needs beside its initial weights."""
+    return all(getattr(module, "fitted", True) for module in system.modules())

@@ -35,6 +35,12 @@ class Clips:
     def note(self, skipped: Any) -> None:
         """Nothing is ever skipped."""
 
+    def lend(self, system: Any) -> None:
+        """Clips bring no weights."""
+
+    def check(self, system: Any) -> None:
+        """Any system can learn from clips."""
+
 
 def second_half(step: int, batch: int = 8) -> str:
     """The name of a clip that the second of two ranks sees at a step."""
