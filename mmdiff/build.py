@@ -22,7 +22,7 @@ from typing import Any
 from mmdiff.config import overlay, read
 from mmdiff.errors import UserError
 from mmdiff.parts import PARTS
-from mmdiff.train.settings import Engine, Every, Optimizer, Sample
+from mmdiff.train.settings import Engine, Every, Health, Optimizer, Sample
 
 WALK = ("process", "times", "noise", "report")  # what a system tells the sampler that its config chose
 
@@ -54,6 +54,7 @@ class Run:
     engine: Engine = field(default_factory=Engine)
     sample: Sample = field(default_factory=Sample)
     every: Every = field(default_factory=Every)
+    health: Health = field(default_factory=Health)
     keep: int = 2
     start: str | None = None  # a run or an exported folder whose weights this one begins with
 

@@ -35,11 +35,13 @@ def deepspeed(*arguments: str, ranks: int = 2, cwd: Path = ROOT) -> subprocess.P
     return _start([*launcher, "--master_port", free_port(), *arguments], environment(), cwd)
 
 
-def single(*arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
-    """One rank as its launcher starts it, without the seconds that the launcher takes."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
-    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    return _start([sys.executable, *arguments], environment() | alone | master, cwd)
+def rank(
+    *arguments: str, rank: int = 0, world: int = 1, port: str | None = None, cwd: Path = ROOT
+) -> subprocess.Popen[str]:
+    """One rank as its launcher starts it, without the seconds that the launcher takes and the care that it gives."""
+    who = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
+    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port or free_port()}
+    return _start([sys.executable, *arguments], environment() | who | master, cwd)
 
 
 def _start(command: list[str], env: dict[str, str], cwd: Path) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Protocol
 
 from mmdiff import noise
@@ -46,6 +46,10 @@ class Plan(Protocol):
     def budget(self) -> int | None:
         """Tokens of a step if its clips are packed."""
 
+    @property
+    def rehearsal(self) -> Sequence[int]:
+        """Steps that between them need all the memory that any needs, if the first alone does not."""
+
     def step(self, step: int) -> list[Unit]:
         """The units of a step, 0 being the first."""
 
@@ -72,6 +76,7 @@ class Line:
 
     batch: int
     budget: None = None
+    rehearsal: tuple[int, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -128,6 +133,18 @@ class BucketPlan:
         bucket, turn = _turns(self.counts, self.clips, self.seed, epoch)[step - self.before(epoch)]
         size = self.clips[bucket]
         return [[(bucket, position)] for position in range(turn * size, (turn + 1) * size)]
+
+    @property
+    def rehearsal(self) -> Sequence[int]:
+        """The first step of every bucket."""
+        firsts: dict[int, int] = {}
+        for epoch in count():
+            turns = _turns(self.counts, self.clips, self.seed, epoch)
+            for i, (bucket, _) in enumerate(turns, start=self.before(epoch)):
+                firsts.setdefault(bucket, i)
+            if len(firsts) == len(self.sizes):
+                return sorted(firsts.values())
+        raise AssertionError  # every bucket that holds clips has its turn
 
     def before(self, epoch: int) -> int:
         """Whole steps that the epochs before this one gave: what was left over is carried on."""
@@ -190,6 +207,7 @@ class PackPlan:
     a_step: int
     seed: int
     budget: int
+    rehearsal: tuple[int, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ class Checkpoints:
     def __init__(self, run: str | Path, *, keep: int, ranks: Ranks) -> None:
         self.folder, self.keep, self.ranks = Path(run) / "checkpoints", max(2, keep), ranks
         self.failures = 0
+        self.notes: dict[str, Any] = {}  # what the loop remembers beside the engine's state, in plain values
 
     # ---- saving ----------------------------------------------------------------------------------------------------
 
@@ -51,6 +52,7 @@ class Checkpoints:
         kinds = sorted({name.split(":")[0] for tensors in files.values() for name in tensors if ":" in name})
         updates = {name: player.updates for name, player in engine.players.items()}
         manifest: Manifest = {"step": step, "updates": updates, "world": self.ranks.world, "dtype": str(engine.dtype)}
+        manifest["notes"] = self.notes
         manifest |= {"engine": type(engine).__name__, "stage": getattr(engine, "stage", 0), "versions": versions()}
         staged = self.folder / f"step-{step:08d}.tmp-{self.ranks.shared(uuid.uuid4().hex[:8])}"
         reason = self._write(staged, files, manifest | {"config": config}, kinds)
@@ -102,26 +104,31 @@ class Checkpoints:
 
     # ---- loading ---------------------------------------------------------------------------------------------------
 
-    def load(self, engine: Engine) -> int:
+    def load(self, engine: Engine, *, multiple: int = 1) -> int:
         """Restore the newest sound checkpoint -> its step, 0 where there is none; bad ones are set aside, loudly.
+
+        `multiple` passes by those of other steps, which are there only because somebody stopped the run.
 
         Raises NoSoundCheckpoint if there are checkpoints and none of them can be believed.
         """
-        name, error = self.ranks.shared(self._choose() if self.ranks.first else None)
+        name, error = self.ranks.shared(self._choose(multiple) if self.ranks.first else None)
         if error:
             raise NoSoundCheckpoint(error)
         if name is None:
             return 0
         manifest = read_manifest(self.folder / name)
         snapshot.give_back(engine, self.folder / name, manifest)
+        self.notes.update(manifest.get("notes", {}))
         return int(manifest["step"])
 
-    def _choose(self) -> tuple[str | None, str | None]:
+    def _choose(self, multiple: int) -> tuple[str | None, str | None]:
         """The name of the newest sound checkpoint, or None and perhaps an error."""
         for leftover in self.folder.glob("step-*.tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         bad = [path.name for path in self.folder.glob("step-*.corrupt*")]
         for path in numbered(self.folder):
+            if int(path.name[5:]) % multiple:
+                continue
             fault = verify(path)
             if fault is None:
                 return path.name, None

@@ -20,7 +20,7 @@ from mmdiff.errors import UserError
 from mmdiff.train.ranks import Ranks
 from mmdiff.train.settings import Config
 
-MAY_CHANGE = ("run", "steps", "every", "engine", "sample", "keep")  # the rest decides what is learned
+MAY_CHANGE = ("run", "steps", "accumulate", "every", "engine", "sample", "keep", "health")  # the rest is the science
 PACKAGES = ("mmdiff", "torch", "torchaudio", "deepspeed", "safetensors", "einops", "numpy", "av")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,18 @@ from mmdiff.train import folder as folders
 from mmdiff.train.adopt import adopt_weights, begin_from
 from mmdiff.train.checkpoint import Checkpoints, flush
 from mmdiff.train.engine import Engine
+from mmdiff.train.health import Watch, stretches
 from mmdiff.train.judge import evaluate, preview
 from mmdiff.train.log import Log
-from mmdiff.train.ranks import OwnError, Ranks, told
+from mmdiff.train.memory import rehearse
+from mmdiff.train.pulse import Pulse, pulse
+from mmdiff.train.ranks import OwnError, Ranks
 from mmdiff.train.settings import Config, Run
 from mmdiff.train.stop import Stop
-from mmdiff.train.update import Speed, Update, describe, diverged
+from mmdiff.train.update import Speed, Update, describe
 
 DONE, STOPPED = 0, 75  # exit codes
 FITTED_ON = 1024  # clips from which autoencoders take their statistics
-STRIKES = 3  # steps in a row that may fail to be finite
 
 
 def fit(run: Run, *, config: Config, system: Any, train: Any, held_out: Any, ranks: Ranks, stop: Stop) -> int:
@@ -51,28 +54,37 @@ def fit(run: Run, *, config: Config, system: Any, train: Any, held_out: Any, ran
         held_out.check(system)
         engine = engines.make(run, system, ranks)
         checkpoints = Checkpoints(folder, keep=run.keep, ranks=ranks)
-        first, strikes, speed = checkpoints.load(engine), 0, Speed(plan.mean, ranks)
+        first, speed = checkpoints.load(engine), Speed(plan.mean, ranks)
+        watch = Watch(run.health, checkpoints.notes, tell=ranks.first)
         if ranks.first and first < run.steps:
             (folder / "DONE").unlink(missing_ok=True)
-        with Log(folder, step=first, steps=run.steps, active=ranks.first) as log:
-            for step, batches, wait in stream(train, plan, run, ranks, after=first):
-                with speed.counted(), told(ranks, step, [name for batch in batches for name in batch["id"]]):
+        log = Log(folder, step=first, steps=run.steps, active=ranks.first)
+        with log, pulse(folder, ranks, every=run.health.beat) as here:
+            if run.health.rehearse and first < run.steps:
+                rehearse(engine, train, plan, run, folder, here.at)
+            for step, batches, wait in stream(train, plan, run, ranks, here, after=first):
+                with speed.counted():
                     update = train_step(engine, batches, run, step)
                     loss, asked = ranks.total(update.loss / ranks.world, float(stop.asked))
-                strikes = strikes + 1 if update.skipped else 0
-                due = Due(run, step, stopping=asked > 0)
+                due, spike = Due(run, step, stopping=asked > 0), watch.see(loss, skipped=update.skipped)
 
                 record = {}
-                if due.log or update.skipped:
-                    record = describe(update, loss, ranks) | speed.describe(step, update.seconds, wait)
+                if due.log or update.skipped or spike:
+                    record = describe(update, loss, ranks, suspect=spike > 0)
+                    record |= speed.describe(step, update.seconds, wait)
                     log.progress(step, record)
+                if spike:
+                    back = partial(checkpoints.load, engine, multiple=run.every.save or 1)
+                    record |= watch.answer(step, spike, record["ids"], back=back)
                 if due.evaluate:
+                    here.at("evaluation", step)
                     record["held_out"] = evaluate(engine, held_out, run, ranks)
                 if due.sample:
+                    here.at("previews", step)
                     log.previews(preview(engine, held_out, run), step)
                 log.write(step, record)
-                if strikes == STRIKES:
-                    raise diverged(step, record)
+                watch.check(step, record)
+                here.at("checkpoint", step)
                 while due.save and (failed := checkpoints.save(engine, step, config)):
                     log.write(step, failed)
                     if not due.final:
@@ -111,27 +123,22 @@ def train_step(engine: Engine, batches: list[Batch], run: Run, step: int) -> Upd
     return update
 
 
-def stream(train: Any, plan: Plan, run: Run, ranks: Ranks, *, after: int) -> Iterator[tuple[int, list[Batch], float]]:
+def stream(
+    train: Any, plan: Plan, run: Run, ranks: Ranks, here: Pulse, *, after: int
+) -> Iterator[tuple[int, list[Batch], float]]:
     """(step, this rank's micro-batches, seconds waited for them) for every step that is left; 1 is the first step."""
-    batches = loader(
-        train,
-        plan=plan,
-        steps=run.steps,
-        rank=ranks.rank,
-        world=ranks.world,
-        accumulate=run.accumulate,
-        start_step=after,
-        workers=run.engine.workers,
-    )
-    while True:
-        began = time.monotonic()
-        try:
-            index, micro = next(batches)
-        except StopIteration:
-            return
-        except UserError as error:
-            raise OwnError(str(error)) from error
-        yield index + 1, micro, time.monotonic() - began
+    share = {"rank": ranks.rank, "world": ranks.world, "accumulate": run.accumulate, "workers": run.engine.workers}
+    for before, last in stretches(run.health.skip, after=after, steps=run.steps):
+        batches = loader(train, plan=plan, steps=last, start_step=before, **share)
+        for step in range(before + 1, last + 1):
+            began = time.monotonic()
+            here.at("data", step)
+            try:
+                _, micro = next(batches)
+            except UserError as error:
+                raise OwnError(str(error)) from error
+            here.at("training", step, [name for batch in micro for name in batch["id"]])
+            yield step, micro, time.monotonic() - began
 
 
 def fit_statistics(system: Any, train: Any, run: Run, folder: Path, ranks: Ranks) -> None:

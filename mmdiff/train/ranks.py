@@ -10,8 +10,6 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -76,16 +74,6 @@ class Ranks:
     def shared(self, thing: Any) -> Any:
         """The first rank's thing, on every rank."""
         return self.collect(thing)[0]
-
-
-@contextmanager
-def told(ranks: Ranks, step: int, ids: Sequence[str]) -> Iterator[None]:
-    """Say where a rank was when something broke, which may be another rank's silence."""
-    try:
-        yield
-    except RuntimeError:
-        print(f"rank {ranks.rank} failed at step {step}, clips {', '.join(ids[:16])}", file=sys.stderr, flush=True)
-        raise
 
 
 def join(settings: Engine) -> Ranks:

@@ -46,6 +46,17 @@ class Every:
 
 
 @dataclass
+class Health:
+    """What a run does when its numbers go wrong, and how it shows that it lives."""
+
+    spike: float = 5.0  # a loss of so many times the median of the last 50 is told, with its clips; 0 looks for none
+    rollbacks: int = 0  # spikes after which a run goes back to its checkpoint and on without the clips since; 0 is none
+    skip: list[tuple[int, int]] = field(default_factory=list)  # steps, first and last, to leave out with their clips
+    rehearse: bool = True  # go through every bucket once before the first step, so that too large a one is found there
+    beat: float = 5.0  # seconds between the signs of life of a rank in RUN/ranks/; 0 gives none
+
+
+@dataclass
 class Sample:
     """The previews written while training, and the defaults of `tools/sample_video.py`."""
 
@@ -71,6 +82,7 @@ class Run(Protocol):
     engine: Engine
     every: Every
     sample: Sample
+    health: Health
 
 
 Config = dict[str, Any]  # the resolved config as plain containers

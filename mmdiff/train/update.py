@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdiff.errors import UserError
 from mmdiff.train.engine import Outcome
+from mmdiff.train.memory import peak
 from mmdiff.train.ranks import Ranks
 
 Record = dict[str, Any]
@@ -45,16 +46,18 @@ class Update:
         return any(outcome.skipped for outcome in self.outcomes)
 
 
-def describe(update: Update, loss: float, ranks: Ranks) -> Record:
-    """The record of a step: means over all ranks; a skipped step names the clips that it was about."""
+def describe(update: Update, loss: float, ranks: Ranks, *, suspect: bool = False) -> Record:
+    """The record of a step: means over all ranks; of a skipped or suspect one also the clips that it was about."""
     names = sorted(update.parts)
     sums = ranks.total(*(value / ranks.world for name in names for value in update.parts[name].reshape(-1).tolist()))
     first = update.outcomes[0]
     record: Record = {"loss": loss, "loss_hex": loss.hex()} | means(update.parts, sums)
     record |= {"lr": first.rate, "grad_norm": first.norm, "skipped": update.skipped}
-    if update.skipped:
+    if update.skipped or suspect:
         everyone = ranks.collect((update.ids, update.loss))
-        odd = [ids for ids, value in everyone if value != value or abs(value) == float("inf")]
+        odd = [ids for ids, value in everyone if not math.isfinite(value)]
+        if suspect and not odd:
+            odd = [max(everyone, key=lambda pair: pair[1])[0]]
         record["ids"] = [name for ids in odd or [ids for ids, _ in everyone] for name in ids]
     return record
 
@@ -69,20 +72,11 @@ def means(parts: dict[str, Tensor], sums: Sequence[float]) -> dict[str, float]:
     return found
 
 
-def diverged(step: int, record: Record) -> UserError:
-    """The error that ends a run whose numbers are gone."""
-    return UserError(
-        f"Three steps in a row, up to step {step}, gave a loss or a gradient that is not finite. The last was about "
-        f"the clips {', '.join(record['ids'][:8])}. Lower optimizer.lr, lengthen optimizer.warmup, or look at these "
-        "clips; the same command goes on from the last checkpoint."
-    )
-
-
 class Speed:
     """Samples a second, and the share of the hardware's arithmetic that is used where its peak is known."""
 
     def __init__(self, clips: float, ranks: Ranks) -> None:
-        self.clips, self.flops = clips, 0  # clips a step, on average
+        self.clips, self.flops, self.device = clips, 0, ranks.device  # clips a step, on average
         name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ""
         self.peak = next((peak for kind, peak in PEAKS.items() if kind in name), None)
 
@@ -99,8 +93,8 @@ class Speed:
         self.flops = counter.get_total_flops()
 
     def describe(self, step: int, seconds: float, wait: float) -> Record:
-        """Clips so far, seconds of the step with its wait for data, and the model's share of the peak."""
+        """Clips so far, seconds of the step with its wait for data, share of the hardware's peak, most memory held."""
         whole = seconds + wait
         mfu = self.flops / whole / self.peak if self.peak else None
         record = {"samples": round(step * self.clips), "step_s": whole, "data_wait_s": wait}
-        return record | {"samples_s": self.clips / whole, "mfu": mfu}
+        return record | {"samples_s": self.clips / whole, "mfu": mfu, "memory_gb": peak(self.device)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmdiff import noise
 from mmdiff.data.plans import Line
-from mmdiff.train.settings import Engine, Every, Optimizer, Sample
+from mmdiff.train.settings import Engine, Every, Health, Optimizer, Sample
 
 
 class Clips:
@@ -76,14 +76,21 @@ class Net(nn.Module):
 
 
 class System(nn.Module):
-    """Denoises twelve numbers. `poison` maps a step to the clip whose loss is not a number then."""
+    """Denoises twelve numbers. `poison` maps a step to the clip whose loss is not a number then, `burst` to one whose
+    loss is but whose gradient is infinite in one place, `leaps` to one whose loss is a hundred times what it was."""
 
     redraws = False
 
-    def __init__(self, poison: dict[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        poison: dict[int, str] | None = None,
+        burst: dict[int, str] | None = None,
+        leaps: dict[int, str] | None = None,
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.codec, self.learner, self.poison = Codec(), nn.ModuleDict({"net": Net()}), poison or {}
+        self.codec, self.learner = Codec(), nn.ModuleDict({"net": Net()})
+        self.poison, self.burst, self.leaps = poison or {}, burst or {}, leaps or {}
 
     def players(self) -> dict[str, nn.Module]:
         return {"learner": self.learner}
@@ -100,6 +107,11 @@ class System(nn.Module):
         error = self.errors(batch["video"], eps)
         bad = [float("nan") if self.poison.get(step) in (name, "all") else 1.0 for name in batch["id"]]
         loss = (error * torch.tensor(bad).to(error)).mean()
+        if self.leaps.get(step) in (*batch["id"], "all"):
+            loss = loss * 100
+        if self.burst.get(step) in batch["id"]:
+            one = error.sum()
+            loss = loss + (one - one.detach()).sqrt()  # nothing, with an infinite slope
         return loss, {"loss/video": loss.detach()}
 
     def held_out(self, batch: dict[str, Any], *, times: Any, seed: int) -> dict[str, list[float]]:
@@ -127,6 +139,7 @@ class Run:
     engine: Engine = field(default_factory=lambda: Engine(precision="fp32"))
     every: Every = field(default_factory=lambda: Every(log=1, save=4))
     sample: Sample = field(default_factory=lambda: Sample(number=2))
+    health: Health = field(default_factory=Health)
 
 
 def train(run: Run, *, system: System | None = None, stop: Any = None, config: dict[str, Any] | None = None) -> int:

@@ -9,11 +9,13 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,7 +31,7 @@ from mmdiff.errors import UserError  # noqa: E402
 from mmdiff.train import engine as engines  # noqa: E402
 from mmdiff.train import ranks  # noqa: E402
 from mmdiff.train.checkpoint import Checkpoints  # noqa: E402
-from mmdiff.train.settings import Engine, Every, Optimizer  # noqa: E402
+from mmdiff.train.settings import Engine, Every, Health, Optimizer  # noqa: E402
 from mmdiff.train.stop import Stop  # noqa: E402
 
 
@@ -96,7 +98,9 @@ def main(folder: Path) -> None:
         codes[f"stop{stage}"] = fakes.train(cut, stop=Asked(joined))
         codes[f"cut{stage}"] = fakes.train(replace(cut, every=Every(log=1, save=4, sample=5, evaluate=5)))
         bad = replace(run, run=str(folder / f"nan{stage}"), accumulate=1)
-        codes[f"nan{stage}"] = fakes.train(bad, system=fakes.System({3: fakes.second_half(step=3)}))
+        system = fakes.System({3: fakes.second_half(step=3)}, burst={6: fakes.second_half(step=6)})
+        codes[f"nan{stage}"] = fakes.train(bad, system=system)
+    spike(folder)
     low = fakes.Run(str(folder / "bf16"), engine=engine(folder, 3, "bf16"))
     codes["bf16"] = fakes.train(low)
     muon = fakes.Run(str(folder / "muon"), optimizer=Optimizer(kind="muon"), engine=engine(folder, 0))
@@ -108,13 +112,43 @@ def main(folder: Path) -> None:
     (folder / f"codes{me}.json").write_text(json.dumps(codes))
 
 
+def spike(folder: Path) -> None:
+    """Go back after a spike under ZeRO-3, and leave the same steps out from the start."""
+    run = fakes.Run("", steps=28, every=Every(log=1, save=12), engine=engine(folder, 3))
+    back = replace(run, run=str(folder / "back"), health=Health(rollbacks=1))
+    fakes.train(back, system=fakes.System(leaps={26: fakes.second_half(step=26)}))
+    fakes.train(replace(run, run=str(folder / "skipped"), health=Health(skip=[(25, 26)])))
+
+
+class Stuck(fakes.System):
+    """One rank stops breathing in the third step."""
+
+    def loss(self, batch: Any, *, seed: int, step: int, player: str) -> Any:
+        if step == 3 and os.environ["RANK"] == "1":
+            time.sleep(2)  # four beats, so that the last one is of this step
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().loss(batch, seed=seed, step=step, player=player)
+
+
+def stuck(folder: Path) -> None:
+    """Wait for a rank that is stopped, for as long as the groups allow, and note how long that was."""
+    patient = replace(engine(folder, 2), timeout=5.0)
+    try:
+        fakes.train(fakes.Run(str(folder / "stuck"), engine=patient, health=Health(beat=0.5)), system=Stuck())
+    finally:
+        last = (folder / "stuck" / "log.jsonl").stat().st_mtime
+        (folder / "waited.json").write_text(json.dumps(time.time() - last))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--stuck", action="store_true")
     parser.add_argument("--local_rank")
     code = 0
     try:
-        main(parser.parse_args().folder)
+        args = parser.parse_args()
+        (stuck if args.stuck else main)(args.folder)
     except Exception:
         traceback.print_exc()
         code = 1

@@ -38,12 +38,6 @@ def test_precision_follows_the_request_or_the_hardware():
     assert engine.precision("auto", cpu) in (torch.bfloat16, torch.float32)
 
 
-def test_a_failure_says_where_its_rank_was(capfd):
-    with pytest.raises(RuntimeError), ranks.told(Ranks(rank=1), 7, ["a", "b"]):
-        raise RuntimeError("Timed out")
-    assert "rank 1 failed at step 7, clips a, b" in capfd.readouterr().err
-
-
 def test_a_record_holds_means_over_micro_batches():
     step = update.Update(ids=["a"])
     for value in (1.0, 3.0):

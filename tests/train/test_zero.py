@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
     fakes.train(fakes.Run(str(folder / "alone"), accumulate=2))
     fakes.train(fakes.Run(str(folder / "torch"), accumulate=2, every=Every(log=1, save=3)), stop=Third())
     script = str(Path(__file__).with_name("ranks_do.py"))
-    launched = [launch.deepspeed(script, str(folder)), launch.single(script, str(folder))]
+    launched = [launch.deepspeed(script, str(folder)), launch.rank(script, str(folder))]
     for code, output in map(launch.finish, launched):
         assert code == 0, output[-4000:]
     return folder
@@ -97,10 +97,11 @@ def test_watching_under_zero_shows_the_averaged_weights(folder, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_loss_that_is_no_number_on_one_rank_is_skipped_on_both(folder, stage):
     skipped = [line for line in lines(folder / f"nan{stage}") if line["skipped"]]
-    assert [line["step"] for line in skipped] == [3]
+    assert [line["step"] for line in skipped] == [3, 6]
     assert len(skipped[0]["ids"]) == 4 and fakes.second_half(step=3) in skipped[0]["ids"]  # only that rank's clips
+    assert len(skipped[1]["ids"]) == 8 and skipped[1]["loss"] < 10  # an infinite gradient does not say whose it is
     manifest = json.loads((folder / f"nan{stage}" / LAST / "manifest.json").read_text())
-    assert manifest["updates"] == {"learner": 7}
+    assert manifest["updates"] == {"learner": 6}
     ours, theirs = (load_weights(folder / f"nan{n}")[0] for n in (stage, 0))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)
@@ -148,6 +149,14 @@ def test_whoever_continues_sees_the_same_samples_and_learns_the_same(folder):
         for name in ours:
             torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)
     assert len(list((folder / "moved").iterdir())) == len(ENGINES)
+
+
+def test_going_back_after_a_spike_equals_leaving_the_steps_out(folder):
+    (told,) = [line for line in lines(folder / "back") if "spike" in line]
+    assert (told["step"], told["rolled_back_to"]) == (26, 24)
+    assert len(told["ids"]) == 4 and fakes.second_half(step=26) in told["ids"]  # those of the rank that leapt
+    end = "checkpoints/step-00000028"
+    assert fakes.hashes(folder / "back" / end) == fakes.hashes(folder / "skipped" / end)
 
 
 def test_bf16_is_autocast_over_float32_weights(folder):
