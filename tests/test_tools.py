@@ -49,6 +49,7 @@ MISTAKES = [
     (["tools/sample_video.py", "runs/absent", "--prompts", "absent.txt", "--out", "{out}"], "absent.txt"),
     (["tools/sample_video.py", "runs/absent", "--prompt", "x", "--device", "cuda:77", "--out", "{out}"], "cuda:77"),
     (["tools/report.py", "runs/absent"], "runs/absent"),
+    (["tools/inspect_data.py", "data/absent"], "data/absent"),
     (["tools/train.py", "configs/absent.yaml"], "configs/absent.yaml"),
     (["tools/train.py", "configs/sounding_objects/smoke.yaml", "system.dorp=0.2"], "dorp"),
 ]
