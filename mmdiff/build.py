@@ -261,7 +261,11 @@ def load(path: str | Path, *, ema: bool = True, device: str = "cpu") -> tuple[An
     system = make_system(parse(tree))
     state, step, digest = load_weights(folder, ema=ema)
     first = first_names(system)
-    system.load_state_dict(state | {name: state[first[name]] for name in first})
+    try:
+        system.load_state_dict(state | {name: state[first[name]] for name in first})
+    except (KeyError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: its weights are not those of its config.yaml ({said}).") from None
     return system.eval().requires_grad_(False).to(device), tree, {"step": step, "hash": digest}
 
 

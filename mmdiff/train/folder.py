@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mmdiff.config import dump
+from mmdiff.config import dump, read
 from mmdiff.errors import UserError
 from mmdiff.train.ranks import Ranks
 from mmdiff.train.settings import Config
@@ -67,17 +67,13 @@ def _claim(folder: Path) -> int:
 
 def _same_science(folder: Path, config: Config) -> None:
     """UserError that names the keys by which the folder's config differs, among those that decide what is learned."""
-    import yaml
-
     stored = folder / "config.yaml"
     if not stored.is_file():
         return
     try:
-        before = yaml.safe_load(stored.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{stored} is damaged ({error}). Restore it from the newest checkpoint's config.yaml."
-        ) from None
+        before = read(stored)  # bounded: a folder may come from a stranger
+    except UserError as error:
+        raise UserError(f"{error} Restore it from the newest checkpoint's config.yaml.") from None
     changed = [
         line for line in differences(before, plain(config)) if line.split(".")[0].split(":")[0] not in MAY_CHANGE
     ]

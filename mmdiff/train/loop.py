@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmdiff.batch import Batch
@@ -157,7 +158,10 @@ def fit_statistics(system: Any, train: Any, run: Run, folder: Path, ranks: Ranks
         flush(staged)
         os.replace(staged, path)
     ranks.barrier()
-    system.load_state_dict(load_file(path), strict=False)
+    try:
+        system.load_state_dict(load_file(path), strict=False)
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it: it is fitted anew from the data.") from None
 
 
 def take_statistics(system: Any, train: Any, batch: int) -> None:
