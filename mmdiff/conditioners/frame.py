@@ -133,13 +133,20 @@ def connect(conditioner: nn.Module, codecs: Mapping[str, Any], shapes: Mapping[s
 
 
 def first(batch: Batch) -> Tensor | None:
-    """The picture that clips begin with (b 3 h w): the one that is shown, or the clips' own in training."""
+    """The picture that clips begin with (b 3 h w): the one that is shown, or the clips' own in training.
+
+    None where clips are to be made and nothing is shown.
+    """
     if "frame" in batch:
         if "shape" in batch and tuple(batch["frame"].shape[2:]) != tuple(batch["shape"].size):
             sizes = f"{list(batch['frame'].shape[2:])}, but clips of {list(batch['shape'].size)} are being made"
             raise UserError(f"frame: the picture is {sizes}; give one of their size.")
         return batch["frame"]
-    return batch["video"][:, :, 0] if "video" in batch and "shape" not in batch else None
+    if "shape" in batch:
+        return None
+    if "video" not in batch:
+        raise UserError("frame: these clips hold no picture to look at; train on files, not on encoded clips.")
+    return batch["video"][:, :, 0]
 
 
 def frames(batch: Batch) -> int:

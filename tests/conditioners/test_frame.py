@@ -209,6 +209,7 @@ def test_networks_that_do_not_take_it_are_refused_when_they_are_built() -> None:
         (lambda: FrameTokens(width=6), "multiple of 4"),
         (lambda: FrameTokens(width=8, patch=3)(clips([1])), "patch 3 does not divide"),
         (lambda: Frame(width=8)(clips([1])), "inside one"),
+        (lambda: FrameTokens(width=8)(Batch(text=["x"])), "no picture to look at"),
         (lambda: system().generate(cast(Batch, {**shown([1]), "frame": torch.zeros(1, 3, 4, 4)}), seed=0), r"\[4, 4\]"),
     ],
 )
