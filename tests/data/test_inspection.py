@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect as signatures
 import json
-import subprocess
-import sys
+import runpy
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -176,17 +175,16 @@ def test_the_page_and_the_json(folder: Path, found: Inspection, tmp_path: Path) 
     assert "8 of 11 clips kept" in summary(found)
 
 
-def test_the_tool_changes_no_file(folder: Path, tmp_path: Path) -> None:
+def test_the_tool_changes_no_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def hashes() -> dict[str, str]:
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
-    before = hashes()
-    command = [sys.executable, "tools/inspect_data.py", str(folder), "--frames", "8", "--size", "32x48"]
-    options = ["--clips", "5", "--previews", "2", "--out", str(tmp_path)]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "of 5 clips kept (11 listed)" in done.stdout and (tmp_path / "inspection.html").is_file()
+    before, main = hashes(), runpy.run_path(str(ROOT / "tools/inspect_data.py"))["main"]
+    main([str(folder), "--frames", "8", "--size", "32x48", "--clips", "5", "--previews", "2", "--out", str(tmp_path)])
+    assert "of 5 clips kept (11 listed)" in capsys.readouterr().out and (tmp_path / "inspection.html").is_file()
     assert hashes() == before
+    with pytest.raises(UserError, match="--size is height x width"):
+        main([str(folder), "--size", "big"])
 
 
 def test_a_policy_has_the_defaults_of_clips() -> None:
