@@ -22,6 +22,7 @@ from typing import Any
 from mmdiff.config import overlay, read
 from mmdiff.errors import UserError
 from mmdiff.parts import PARTS
+from mmdiff.roles import answers
 from mmdiff.train.settings import Engine, Every, Health, Optimizer, Sample
 
 WALK = ("process", "times", "noise", "report")  # what a system tells the sampler that its config chose
@@ -197,10 +198,10 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _makes(part: Any, hint: Any) -> bool:
-    """Whether what a kind makes can be what an annotation asks for; protocols are taken on trust."""
+    """Whether what a kind makes can be what an annotation asks for; functions are taken on trust."""
     asked = typing.get_origin(hint) or hint
     if asked is Callable or getattr(asked, "_is_protocol", False):
-        return not isinstance(part, type) or any("__call__" in vars(base) for base in part.__mro__)
+        return not isinstance(part, type) or answers(part, hint)
     return isinstance(part, type) and isinstance(asked, type) and issubclass(part, asked)
 
 
@@ -244,10 +245,13 @@ def make_system(run: Run) -> Any:
     import torch
 
     from mmdiff import noise
+    from mmdiff.systems import fitting
 
     with torch.random.fork_rng():
         torch.manual_seed(noise.key(run.seed, "initialisation"))
-        return make(run.system)
+        system = make(run.system)
+    fitting.check(system)
+    return system
 
 
 def load(path: str | Path, *, ema: bool = True, device: str = "cpu") -> tuple[Any, dict[str, Any], dict[str, Any]]:

@@ -23,6 +23,7 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
             "noise.py",
             "progress.py",
             "parts.py",
+            "roles.py",
             "layers",
         ],
         0,

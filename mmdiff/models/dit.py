@@ -117,6 +117,8 @@ class Branch(nn.Module):
             raise UserError(f"width {width} must divide into {heads} heads of an even size; change width or heads.")
         if conv and conv % 2 == 0:
             raise UserError(f"conv: a kernel of {conv} time steps has no middle; choose an odd number, or 0 for none.")
+        if len(patch) != 3 or min(patch) < 1:
+            raise UserError(f"patch is {list(patch)}: give three positive sizes, [time, height, width].")
         self.patch: Grid = (patch[0], patch[1], patch[2])
         self.channels, self.head = channels, width // heads
         volume = channels * patch[0] * patch[1] * patch[2]
@@ -170,7 +172,7 @@ class Branch(nn.Module):
         return patchify(as_grid(t.expand_as(x)), self.patch).mean(-1)
 
 
-def condition(time: Tensor, vector: nn.Module | None, cond: Cond) -> Tensor:
+def condition(time: Tensor, vector: nn.Linear | None, cond: Cond) -> Tensor:
     """The time embedding (b t h w d), plus the condition's vector (b d) where there is one."""
     if "vector" not in cond:
         return time
@@ -178,6 +180,11 @@ def condition(time: Tensor, vector: nn.Module | None, cond: Cond) -> Tensor:
         raise UserError(
             "The conditioner describes the clips but the network does not listen: set text_width "
             "(or vector_width, where it gives no text) to its width."
+        )
+    if cond["vector"].shape[-1] != vector.in_features:
+        raise UserError(
+            f"text_width (or vector_width): the network listens to {vector.in_features} numbers about a clip, but its "
+            f"conditioner gives {cond['vector'].shape[-1]}; make them equal."
         )
     return time + vector(cond["vector"])[:, None, None, None]
 

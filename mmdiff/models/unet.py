@@ -204,5 +204,5 @@ def check(
             f"not {len(heads)} and {len(strides)}."
         )
     for width, head in zip([*widths, widths[-1]], looks, strict=True):
-        if width % groups or (head and width % head):
+        if groups < 1 or width % groups or (head and width % head):
             raise UserError(f"widths: {width} must be a multiple of groups ({groups}) and of its heads ({head}).")

@@ -42,7 +42,7 @@ class Autoencoding(System):
         *,
         autoencoder: VAE,
         shape: ClipShape,
-        modality: str = "video",
+        modality: Literal["video", "audio"] = "video",
         error: Literal["l1", "l2"] = "l1",
         kl: float = 1e-6,
         perceptual: nn.Module | None = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Diffusion(System):
         conditioner: nn.Module,
         denoiser: Denoiser,
         shape: ClipShape,
-        modality: str = "video",
+        modality: Literal["video", "audio"] = "video",
         drop: float = 0.1,
         grid: Callable[[int], Tensor] = uniform,
         tasks: dict[str, float] | None = None,

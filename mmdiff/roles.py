@@ -1,0 +1,40 @@
+"""Whether a part can play a role: what is called with (t) is no draw of times, which is called with (u, tokens=n).
+
+The one idea: a role that is a protocol or a `Callable` is known by its arguments, and so is a part, so that the two are
+compared before anything is built.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+
+def answers(part: type, role: Any) -> bool:
+    """Whether what a class makes takes the arguments with which the role (a protocol or a Callable) is called."""
+    call = _call(part)
+    if call is None:
+        return False
+    given, named = _arguments(role)
+    try:
+        inspect.signature(call).bind(None, *given, **named)  # None is the object itself
+    except TypeError:
+        return False
+    return True
+
+
+def _call(part: type) -> Callable[..., Any] | None:
+    """What runs when an object of the class is called: the forward of a network, or its __call__."""
+    owners = [vars(base) for base in part.__mro__]
+    return next((owner[name] for name in ("forward", "__call__") for owner in owners if name in owner), None)
+
+
+def _arguments(role: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Stand-ins for the positional and for the named arguments of a role."""
+    if options := typing.get_args(role):
+        return ([], {}) if options[0] is Ellipsis else (list(options[0]), {})
+    _, *parameters = inspect.signature(role.__call__).parameters.values()
+    named = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return [None] * (len(parameters) - len(named)), named
