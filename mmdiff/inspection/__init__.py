@@ -160,10 +160,10 @@ def summary(found: Inspection) -> str:
             f"  {plan.steps} steps of {plan.clips_a_step:.4g} clips and {plan.tokens_a_step[1]:,.0f} tokens: "
             f"{plan.epochs:.3g} epochs"
         )
-    if found.offset.median is not None:
-        lines.append(
-            f"  sound minus picture: {round(1000 * found.offset.median):+d} ms over {found.offset.pairs} pairs"
-        )
+    if (offset := found.offset).median is not None:
+        lines.append(f"  sound minus picture: {round(1000 * offset.median):+d} ms over {offset.pairs} pairs")
+    if offset.met is not None and offset.chance is not None:
+        lines.append(f"  onsets that meet something seen: {offset.met:.0%}; by chance {offset.chance:.0%}")
     lines += [f"  {s.reader}, {s.threads} thread(s): {s.clips_a_second:.1f} clips a second" for s in found.speeds]
     return "\n".join(lines)
 

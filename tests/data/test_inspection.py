@@ -92,6 +92,7 @@ def test_without_a_config_there_are_no_steps(found: Inspection) -> None:
 
 def test_steps_of_a_config(folder: Path) -> None:
     options = [*(f"data.{key}={value}" for key, value in SHAPE.items()), "data.split=null", "batch=4", "steps=30"]
+    options.append("system.denoiser.net.depth=1")
     result = inspect(folder, config=str(ROOT / "configs/folder.yaml"), overrides=options, progress=False)
     plan, run = result.outlook, build.parse(build.read(ROOT / "configs/folder.yaml", [f"data.path={folder}", *options]))
     cost = build.make_system(run).tokens(result.recipe.policy.shape)
