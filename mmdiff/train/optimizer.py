@@ -74,11 +74,18 @@ class Together(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Clip and step; a gradient that is not finite leaves weights and moments as they were."""
+        """Clip and step; a gradient that is not finite leaves weights and moments as they were.
+
+        Only groups in `param_groups` take part: with moments on the CPU, DeepSpeed steps one group at a time.
+        """
         if self.clip is not None and not self._clip_gradients(self.clip):
             return
+        chosen = {id(group) for group in self.param_groups}
         for part in self.parts:
+            every = part.param_groups
+            part.param_groups = [group for group in every if id(group) in chosen]
             part.step()
+            part.param_groups = every
 
     def _clip_gradients(self, limit: float) -> bool:
         """Scale the gradients to a global norm of at most `limit` (0 does not) -> whether they are finite."""

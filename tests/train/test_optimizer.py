@@ -93,3 +93,18 @@ def test_a_rate_is_set_for_each_part():
     made = optimizer.make(players(), Optimizer(kind="muon", lr=1e-3, muon_lr=0.02), clip=1.0)
     assert made.set_rate(0.5) == pytest.approx(5e-4)
     assert {round(group["lr"], 8) for group in made.param_groups} == {0.01, 5e-4}
+
+
+def test_stepping_one_group_at_a_time_equals_stepping_all():
+    nets, settings = [players(), players()], Optimizer(weight_decay=0.1)
+    nets[1].load_state_dict(nets[0].state_dict())
+    whole, parts = (optimizer.make(net, settings, clip=None) for net in nets)
+    for p in (*nets[0].parameters(), *nets[1].parameters()):
+        p.grad = torch.full_like(p, 0.1)
+    whole.step()
+    groups = parts.param_groups
+    for group in groups:
+        parts.param_groups = [group]
+        parts.step()
+    assert len(groups) == 2
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters()))
