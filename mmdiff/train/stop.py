@@ -36,12 +36,18 @@ class Stop:
 
 
 def follow_launcher() -> None:
-    """Be sent SIGTERM when the launcher dies or is orphaned (Linux; elsewhere a no-op)."""
-    if not sys.platform.startswith("linux"):
+    """Be sent SIGTERM when the launcher dies or is orphaned (Linux; elsewhere, and under srun, a no-op)."""
+    if not sys.platform.startswith("linux") or tasks_of_slurm():
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     grandparent = _parent_of(os.getppid())
     threading.Thread(target=_watch, args=(os.getppid(), grandparent), daemon=True).start()
+
+
+def tasks_of_slurm() -> bool:
+    """Whether srun started the ranks: SLURM ends its tasks itself, and which of its threads is a parent is unknown."""
+    pairs = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"))
+    return all(theirs in os.environ and os.environ[theirs] == os.environ.get(ours) for ours, theirs in pairs)
 
 
 def _watch(parent: int, grandparent: int) -> None:

@@ -87,6 +87,7 @@ def configure(run: Run, world: int) -> Tree:
         "gradient_accumulation_steps": run.accumulate,
         "gradient_clipping": run.optimizer.clip if zero["stage"] else 0.0,
     }
+    _on_disk(zero, str(run.engine.config))
     for key, value in filled.items():
         _consistent(tree, key, run.optimizer.clip if key == "gradient_clipping" else value, str(run.engine.config))
     tree |= filled
@@ -94,6 +95,16 @@ def configure(run: Run, world: int) -> Tree:
     tree.setdefault("zero_force_ds_cpu_optimizer", False)
     tree.setdefault("steps_per_print", None)
     return tree
+
+
+def _on_disk(zero: Tree, path: str) -> None:
+    """UserError for state that no checkpoint could read."""
+    for key in ("offload_optimizer", "offload_param"):
+        if (zero.get(key) or {}).get("device") == "nvme":
+            raise UserError(
+                f"{path}: {key} to nvme leaves the numbers where checkpoints, which this house writes itself, do not "
+                'find them. Say "device": "cpu", or use more GPUs.'
+            )
 
 
 def _consistent(tree: Tree, key: str, value: Any, path: str) -> None:
