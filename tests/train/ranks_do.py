@@ -31,15 +31,18 @@ from mmdiff.errors import UserError  # noqa: E402
 from mmdiff.train import engine as engines  # noqa: E402
 from mmdiff.train import ranks  # noqa: E402
 from mmdiff.train.checkpoint import Checkpoints  # noqa: E402
+from mmdiff.train.loop import STOPPED  # noqa: E402
 from mmdiff.train.settings import Engine, Every, Health, Optimizer  # noqa: E402
 from mmdiff.train.stop import Stop  # noqa: E402
 
 
-def engine(folder: Path, stage: int, precision: str = "fp32") -> Engine:
+def engine(folder: Path, stage: int, precision: str = "fp32", *, offload: bool = False) -> Engine:
     """The settings of a ZeRO stage; small buckets, so that there are several, and no parameter kept whole."""
     zero = {"stage": stage, "reduce_bucket_size": 200, "allgather_bucket_size": 200}
     if stage == 3:
         zero |= {"stage3_param_persistence_threshold": 20, "stage3_prefetch_bucket_size": 100}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
     path = folder / f"zero{stage}-{os.environ['WORLD_SIZE']}-{os.environ['RANK']}.json"
     path.write_text(json.dumps({"zero_optimization": zero}))
     return Engine(config=str(path), precision=precision)
@@ -101,6 +104,10 @@ def main(folder: Path) -> None:
         system = fakes.System({3: fakes.second_half(step=3)}, burst={6: fakes.second_half(step=6)})
         codes[f"nan{stage}"] = fakes.train(bad, system=system)
     spike(folder)
+    for stage in (2, 3):
+        aside = fakes.Run(str(folder / f"aside{stage}"), accumulate=2, engine=engine(folder, stage, offload=True))
+        codes[f"begun{stage}"] = fakes.train(aside, stop=Asked(joined)) - STOPPED
+        codes[f"aside{stage}"] = fakes.train(aside)
     low = fakes.Run(str(folder / "bf16"), engine=engine(folder, 3, "bf16"))
     codes["bf16"] = fakes.train(low)
     muon = fakes.Run(str(folder / "muon"), optimizer=Optimizer(kind="muon"), engine=engine(folder, 0))

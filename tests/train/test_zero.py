@@ -151,6 +151,13 @@ def test_whoever_continues_sees_the_same_samples_and_learns_the_same(folder):
     assert len(list((folder / "moved").iterdir())) == len(ENGINES)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_moments_on_the_cpu_learn_the_same_across_a_stop(folder, stage):
+    ours, theirs = (load_weights(folder / name)[0] for name in (f"aside{stage}", "alone"))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)
+
+
 def test_going_back_after_a_spike_equals_leaving_the_steps_out(folder):
     (told,) = [line for line in lines(folder / "back") if "spike" in line]
     assert (told["step"], told["rolled_back_to"]) == (26, 24)
@@ -199,6 +206,7 @@ def test_the_json_goes_through_and_the_run_fills_in_its_sizes(tmp_path):
         ({"scheduler": {"type": "WarmupLR"}}, "remove the key 'scheduler'"),
         ({"bf16": {"enabled": True}}, "engine.precision=bf16"),
         ({"fp16": {"enabled": True}}, "engine.precision=bf16"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offload_param to nvme"),
         ([], "JSON object"),
     ],
 )
