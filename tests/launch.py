@@ -83,7 +83,7 @@ def members(process: subprocess.Popen[str]) -> dict[int, str]:
 def ranks(process: subprocess.Popen[str]) -> dict[int, int]:
     """The pids of a launch's ranks by rank; loader workers and other children of theirs are not among them."""
     lines = members(process)
-    here = {pid: line for pid, line in lines.items() if "--local_rank=" in line and "launcher" not in line}
+    here = {pid: line for pid, line in lines.items() if "--local_rank=" in line and "deepspeed.launcher" not in line}
     own = {pid: line for pid, line in here.items() if _parent(pid) not in here}
     return {int(line.partition("--local_rank=")[2].split()[0]): pid for pid, line in own.items()}
 

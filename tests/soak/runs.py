@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import launch
 
 CONFIG = "configs/sounding_objects/smoke.yaml"
-QUIET = ("engine.precision=fp32", "every.log=1", "every.sample=0", "every.evaluate=0", "engine.timeout=60")
+QUIET = ("engine.precision=fp32", "every.log=1", "every.sample=0", "every.evaluate=0")
 LONGEST = 900.0  # s that one launch may take
 
 
