@@ -1,6 +1,7 @@
 # make install   an environment of its own in $(VENV)
 # make demo      from nothing to runs/demo/report.html; again: it continues
 # make test      style, types and tests, as .ci/run runs them
+# make soak      hours: kills, stops, 5,000 decodes, the suite 20 times; a table at the end (SOAK="--only kills")
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -14,7 +15,7 @@ shipped := $(wildcard checkpoints/sounding_objects_joint)
 prompts := configs/prompts/demo.txt
 free_port := import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1])
 
-.PHONY: install demo test
+.PHONY: install demo test soak
 
 install: $(VENV)/.installed
 
@@ -45,3 +46,6 @@ test: $(VENV)/.installed-test
 	$(bin)/ruff format --check .
 	$(bin)/mypy mmdiff
 	$(bin)/pytest
+
+soak: $(VENV)/.installed-test
+	$(bin)/python tests/soak $(SOAK)
