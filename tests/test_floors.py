@@ -34,7 +34,7 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
     **dict.fromkeys(["train"], 4),
     **dict.fromkeys(["build.py"], 5),
     **dict.fromkeys(["export.py", "request.py", "prepare.py", "adapt.py"], 6),
-    **dict.fromkeys(["generate.py"], 7),
+    **dict.fromkeys(["generate.py", "encode"], 7),
     **dict.fromkeys(["evaluate"], 8),
     **dict.fromkeys(["report"], 9),
     **dict.fromkeys(["ablate", "inspection"], 10),

@@ -82,7 +82,7 @@ def data_of(run: str | Path) -> dict[str, Any]:
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise UserError(f"{run} is not a run: it holds no config.yaml. Give the folder that `run=` named in training.")
-    fixed = {"seed": 0, "caption": "first", "window": "start", "crop": "center", "cache": False}
+    fixed = {"seed": 0, "caption": "first", "window": "start", "crop": "center", "cache": False, "latents": None}
     return build.overlay(build.read(path)["data"], fixed)  # type: ignore[no-any-return]
 
 

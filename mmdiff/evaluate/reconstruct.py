@@ -90,7 +90,7 @@ def _far(tower: Any) -> Any:
 
 def _clips(tree: Mapping[str, Any], split: str) -> Any:
     """A split of a run's data, each clip from its start."""
-    fixed = {"split": split, "caption": "first", "window": "start", "crop": "center", "cache": False}
+    fixed = {"split": split, "caption": "first", "window": "start", "crop": "center", "cache": False, "latents": None}
     return build.make(build.overlay(tree["data"], fixed))
 
 
