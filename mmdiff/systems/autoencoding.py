@@ -164,7 +164,7 @@ class Autoencoding(System):
     def _clips(self, batch: Batch) -> Tensor:
         if self.modality not in batch:
             raise UserError(f"The data holds no {self.modality}, which the autoencoder codes.")
-        clips = cast(Tensor, batch[self.modality])  # type: ignore[literal-required]
+        clips: Tensor = batch[self.modality]  # type: ignore[literal-required]
         return clips.to(next(self.autoencoder.parameters()).device)
 
     def _held(self, batch: Batch) -> Tensor:

@@ -13,8 +13,8 @@ from pathlib import Path
 from random import Random
 
 import launch
+import trained
 
-import runs
 from mmdiff.train.checkpoint import verify
 
 POINTS = 14  # calls that touch the disk in rank 0's part of a save (tests/train/test_checkpoint.py counts them)
@@ -36,48 +36,48 @@ def random_kills(soak: Soak) -> str:
     """kill -9 of a random rank at a random moment, each time followed by the same command."""
     draw, changes = Random(soak.seed), (f"steps={20 * soak.kills}", "every.save=10")
     run, other = soak.folder / "killed", soak.folder / "undisturbed"
-    runs.whole(other, *changes, data=soak.data)
+    trained.whole(other, *changes, data=soak.data)
     moments = []
     for number in range(soak.kills):
-        process = runs.start(run, *changes, data=soak.data)
+        process = trained.start(run, *changes, data=soak.data)
         try:
-            goal = 0 if number % 5 == 4 else runs.steps(run) + draw.randrange(1, 20)  # every fifth while it starts
+            goal = 0 if number % 5 == 4 else trained.steps(run) + draw.randrange(1, 20)  # every fifth while it starts
             reach(process, run, goal)
             time.sleep(draw.random() * (0.2 if goal else 3))
             os.kill(launch.ranks(process)[draw.randrange(2)], signal.SIGKILL)
-            moments.append(runs.steps(run))
+            moments.append(trained.steps(run))
             code, _ = launch.finish(process, 180)
             assert code not in (0, 75), f"kill {number} was reported as success"
         finally:
             launch.end(process)
-    runs.whole(run, *changes, data=soak.data)
-    runs.assert_same(run, other)
+    trained.whole(run, *changes, data=soak.data)
+    trained.assert_same(run, other)
     return f"{soak.kills} kills of rank 0 or 1, after steps {', '.join(map(str, moments))}; ended bit-identical"
 
 
 def reach(process: subprocess.Popen[str], run: Path, step: int) -> None:
     """Wait until both ranks live and a step is logged."""
     launch.wait_for(lambda: len(launch.ranks(process)) == 2, 300)
-    launch.wait_for(lambda: runs.steps(run) >= step or process.poll() is not None, runs.LONGEST)
+    launch.wait_for(lambda: trained.steps(run) >= step or process.poll() is not None, trained.LONGEST)
 
 
 def kills_in_a_save(soak: Soak) -> str:
     """kill -9 at every call that touches the disk in one save after another, on the rank that makes it."""
     changes = (f"steps={2 * POINTS + 10}", "every.save=2")
     run, other = soak.folder / "killed-in-save", soak.folder / "undisturbed-save"
-    runs.whole(other, *changes, data=soak.data)
-    runs.whole(run, "steps=4", "every.save=2", data=soak.data)
+    trained.whole(other, *changes, data=soak.data)
+    trained.whole(run, "steps=4", "every.save=2", data=soak.data)
     points = [(0, after) for after in range(POINTS)] + [(1, 0), (1, 1)]
     for rank, after in points:
-        code, output = runs.finish(
-            runs.start(run, *changes, data=soak.data, fault=f"die:at=save,after={after},rank={rank}")
+        code, output = trained.finish(
+            trained.start(run, *changes, data=soak.data, fault=f"die:at=save,after={after},rank={rank}")
         )
         assert code != 0, f"point {after} of rank {rank} was never reached: {output[-500:]}"
-        newest = runs.saved(run)[-1]
-        assert all(verify(path) is None for path in runs.saved(run)), f"unsound after point {after} of rank {rank}"
-        assert int(newest.name[5:]) >= runs.steps(run) - 2, f"more than one interval was lost at point {after}"
-    runs.whole(run, *changes, data=soak.data)
-    runs.assert_same(run, other)
+        newest = trained.saved(run)[-1]
+        assert all(verify(path) is None for path in trained.saved(run)), f"unsound after point {after} of rank {rank}"
+        assert int(newest.name[5:]) >= trained.steps(run) - 2, f"more than one interval was lost at point {after}"
+    trained.whole(run, *changes, data=soak.data)
+    trained.assert_same(run, other)
     assert not list(run.glob("checkpoints/*tmp*")), "leftovers"
     return f"{len(points)} kills, one at each disk call of both ranks; nothing older than one interval; bit-identical"
 
@@ -85,13 +85,13 @@ def kills_in_a_save(soak: Soak) -> str:
 def slow_saver(soak: Soak) -> str:
     """Rank 1 writes 10 s later than rank 0, while every name in the folder is verified all the time."""
     run, looks = soak.folder / "slow", 0
-    process = runs.start(
+    process = trained.start(
         run, "steps=4", "every.save=2", data=soak.data, fault="slow:at=write_tensors,rank=1,seconds=10"
     )
     staged = 0
     try:
         while process.poll() is None:
-            faults = {path.name: verify(path) for path in runs.saved(run)}
+            faults = {path.name: verify(path) for path in trained.saved(run)}
             assert not any(faults.values()), f"an incomplete checkpoint has a name: {faults}"
             staged, looks = staged + bool(list(run.glob("checkpoints/*.tmp-*"))), looks + 1
             time.sleep(0.02)
@@ -106,18 +106,18 @@ def stops(soak: Soak) -> str:
     """SIGTERM to one rank in a step, an evaluation and a save, with loader workers; also twice; then the same end."""
     changes = ("steps=12", "every.save=4", "every.evaluate=4", "engine.workers=1")
     other = soak.folder / "undisturbed-stop"
-    runs.whole(other, *changes, data=soak.data)
+    trained.whole(other, *changes, data=soak.data)
     moments = [("step", 5), ("evaluate", 1), ("commit", 1), ("write_tensors", 2)]
     for number, (at, after) in enumerate(moments):
         run, times = soak.folder / f"stopped-{at}", 1 + number % 2
         fault = f"term:at={at},after={after},times={times},rank={0 if at != 'step' else 1}"
-        process = runs.start(run, *changes, data=soak.data, fault=fault)
-        code, output = runs.finish(process)
+        process = trained.start(run, *changes, data=soak.data, fault=fault)
+        code, output = trained.finish(process)
         assert code == 75, f"SIGTERM in {at} ended with {code}: {output[-2000:]}"
-        newest = runs.saved(run)[-1]
-        assert verify(newest) is None and int(newest.name[5:]) == runs.steps(run), f"not saved at its step: {newest}"
-        runs.whole(run, *changes, data=soak.data)
-        runs.assert_same(run, other)
+        newest = trained.saved(run)[-1]
+        assert verify(newest) is None and int(newest.name[5:]) == trained.steps(run), f"not saved at its step: {newest}"
+        trained.whole(run, *changes, data=soak.data)
+        trained.assert_same(run, other)
     spent = ended(soak, "stopped-launcher", signal.SIGTERM)
     places = ", ".join(at for at, _ in moments)
     return f"SIGTERM in {places} (twice in every second): exit 75, that step saved, same end; launcher: {spent:.1f} s"
@@ -133,7 +133,7 @@ def killed_launcher(soak: Soak) -> str:
 def ended(soak: Soak, name: str, number: int, *, inside: bool = False) -> float:
     """Signal the launcher of a run with loader workers -> seconds until no process was left."""
     run = soak.folder / name
-    process = runs.start(run, "steps=100000", "every.save=50000", "engine.workers=1", data=soak.data)
+    process = trained.start(run, "steps=100000", "every.save=50000", "engine.workers=1", data=soak.data)
     try:
         reach(process, run, 2)
         pids = [pid for pid, line in launch.members(process).items() if "deepspeed.launcher.launch" in line]
@@ -141,7 +141,7 @@ def ended(soak: Soak, name: str, number: int, *, inside: bool = False) -> float:
         os.kill(pids[0] if inside else process.pid, number)
         launch.wait_for(lambda: not launch.members(process), 60)
         spent = time.monotonic() - began
-        assert int(runs.saved(run)[-1].name[5:]) == runs.steps(run), "not saved at its step"
+        assert int(trained.saved(run)[-1].name[5:]) == trained.steps(run), "not saved at its step"
         return spent
     finally:
         launch.end(process)
@@ -154,14 +154,14 @@ def stages(soak: Soak) -> str:
         for precision in ("fp32", "bf16"):
             changes = ("steps=40", "every.save=20", f"engine.precision={precision}")
             run, other = (soak.folder / f"zero{stage}-{precision}-{name}" for name in ("cut", "whole"))
-            runs.whole(other, *changes, data=soak.data, stage=stage)
-            code, output = runs.finish(
-                runs.start(run, *changes, data=soak.data, stage=stage, fault="term:at=step,after=14")
+            trained.whole(other, *changes, data=soak.data, stage=stage)
+            code, output = trained.finish(
+                trained.start(run, *changes, data=soak.data, stage=stage, fault="term:at=step,after=14")
             )
             assert code == 75, output[-2000:]
-            runs.whole(run, *changes, data=soak.data, stage=stage)
-            runs.assert_same(run, other)
-            losses = [line["loss"] for line in runs.lines(run) if "loss" in line]
+            trained.whole(run, *changes, data=soak.data, stage=stage)
+            trained.assert_same(run, other)
+            losses = [line["loss"] for line in trained.lines(run) if "loss" in line]
             assert sum(losses[-10:]) < sum(losses[:10]), f"{precision} under ZeRO-{stage} does not learn"
             ends[stage, precision] = losses
             shutil.rmtree(run)
