@@ -138,9 +138,10 @@ class Engine(ABC):
                 player.shares.publish()
 
     def fixed(self) -> dict[str, Tensor]:
-        """What the system holds beside trained weights: fitted statistics and frozen parts, by name."""
-        trained = {name for player in self.players.values() for name in player.trainable}
-        return {name: t for name, t in self.system.state_dict().items() if name not in trained}
+        """What the system holds beside trained weights, whatever names they share: statistics and frozen parts."""
+        trained = {id(p) for player in self.players.values() for p in player.trainable.values()}
+        names = {name for name, p in self.system.named_parameters(remove_duplicate=False) if id(p) in trained}
+        return {name: t for name, t in self.system.state_dict().items() if name not in names}
 
     def _freeze_all_but(self, player: str) -> None:
         for name, other in self.players.items():

@@ -125,6 +125,14 @@ class System(nn.Module):
         return {**batch, "video": video, "fps": torch.full((b,), 8.0)}
 
 
+class Shared(System):
+    """The same network under two names, as branches share layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learner["again"] = self.learner["net"]
+
+
 @dataclass
 class Run:
     run: str

@@ -103,6 +103,9 @@ def main(folder: Path) -> None:
         bad = replace(run, run=str(folder / f"nan{stage}"), accumulate=1)
         system = fakes.System({3: fakes.second_half(step=3)}, burst={6: fakes.second_half(step=6)})
         codes[f"nan{stage}"] = fakes.train(bad, system=system)
+    shared = fakes.Run(str(folder / "shared"), accumulate=2, engine=engine(folder, 3))
+    codes["begun shared"] = fakes.train(shared, system=fakes.Shared(), stop=Asked(joined)) - STOPPED
+    codes["shared"] = fakes.train(shared, system=fakes.Shared())
     spike(folder)
     for stage in (2, 3):
         aside = fakes.Run(str(folder / f"aside{stage}"), accumulate=2, engine=engine(folder, stage, offload=True))

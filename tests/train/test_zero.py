@@ -85,6 +85,11 @@ def test_resuming_equals_not_stopping_bit_for_bit(folder, stage):
     assert (folder / f"cut{stage}" / "checkpoints" / "step-00000003").is_dir()  # a stop on one rank stops both
 
 
+def test_weights_under_several_names_are_kept_once_and_resume(folder):
+    ours, theirs = (load_weights(folder / name, ema=False)[0] for name in ("shared", "whole3"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_watching_under_zero_shows_the_averaged_weights(folder, stage):
     judged = [line for line in lines(folder / f"cut{stage}") if "held_out" in line]
