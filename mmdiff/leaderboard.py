@@ -92,7 +92,8 @@ def document(rows: Sequence[Row], *, command: str) -> str:
         groups.setdefault(row.group, []).append(row)
     head = (
         f"# Leaderboard\n\nMade by `{command}` from finished runs; nothing is typed by hand, and recipes that have not "
-        "been run and evaluated are absent. Brackets are 95 % intervals over captions, of one training seed each."
+        "been run and evaluated are absent. Brackets are 95 % intervals over captions, of one training seed each. "
+        "Minutes and seconds are by the clock, of machines that other work may have shared; FLOP are counted."
     )
     return "\n\n".join([head, *(_section(group) for group in groups.values())]) + "\n"
 
