@@ -73,8 +73,8 @@ def _index(job: Job, split: str, files: Sequence[str]) -> str:
     step = job.shard_size * job.views
     text = written({"plan": plan_hash(job), "shards": shards, "rows": rows, "views": job.views, "step": step})
     path = folder / f"index-{sha256(text)[:DIGITS]}.json"
-    if not path.is_file():
-        with in_turn(folder / "index"):
+    with in_turn(folder / "index"):  # also where it is there already: a claim may have been left behind
+        if not path.is_file():
             publish_text(path, text)
     bad = [row for row in rows if "bad" in row]
     size = sum((folder / name).stat().st_size for name in files)
