@@ -179,15 +179,15 @@ def test_a_decoder_that_never_returns_is_given_up(folder: Path, monkeypatch: pyt
 
     def hangs(path: Path, **arguments: Any) -> torch.Tensor:
         if path.name == "good2.mp4":
-            time.sleep(3)
+            time.sleep(120)
         return read(path, **arguments)
 
     monkeypatch.setattr(window.media, "read_video", hangs)
-    clips = Clips(folder, patience=0.5, **SHAPE)
+    clips = Clips(folder, patience=2.0, **SHAPE)
     began = time.monotonic()
     assert "good2.mp4" not in named(clips) and "good2.mp4" not in named(clips, 1)
-    assert time.monotonic() - began < 6
-    assert any(bad["id"] == "good2.mp4" and "no answer within 0.5 s" in bad["reason"] for bad in clips.bad)
+    assert time.monotonic() - began < 100, "nobody waits for it to end"
+    assert any(bad["id"] == "good2.mp4" and "no answer within 2 s" in bad["reason"] for bad in clips.bad)
 
 
 @pytest.mark.parametrize(
