@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmdiff.errors import UserError
+from mmdiff.files import replacing
 
 MANIFEST, DROPPED = "manifest.jsonl", "dropped.jsonl"
 
@@ -114,13 +115,8 @@ def _reasons(dropped: Iterable[Dropped]) -> list[tuple[str, int]]:
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    staged = path.with_name(f".{path.name}.tmp")
-    with staged.open("w", encoding="utf-8") as file:
-        for one in rows:
-            file.write(json.dumps(one, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
+    with replacing(path) as staged, staged.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
 
 
 # ---- what layouts are made of --------------------------------------------------------------------------------------

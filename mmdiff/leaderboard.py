@@ -17,10 +17,10 @@ from typing import Any
 
 from mmdiff import build, config
 from mmdiff.ablate.budget import measure
+from mmdiff.files import write_text
 from mmdiff.generate import Job, Settings, default_devices, generate
 from mmdiff.metrics.score import HEADLINES
 from mmdiff.report.learning import read_log
-from mmdiff.train.folder import write_text
 from mmdiff.train.settings import Sample
 
 TIMED = 8  # clips whose generation is timed

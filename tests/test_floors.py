@@ -22,6 +22,7 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
             "process",
             "noise.py",
             "progress.py",
+            "files.py",
             "parts.py",
             "roles.py",
             "layers",

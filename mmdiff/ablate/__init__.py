@@ -13,7 +13,7 @@ from mmdiff.ablate.budget import Cost
 from mmdiff.ablate.question import Question, read, shown
 from mmdiff.ablate.runner import Runner
 from mmdiff.errors import UserError
-from mmdiff.train.folder import write_text
+from mmdiff.files import write_text
 
 
 @dataclass(frozen=True)

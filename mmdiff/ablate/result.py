@@ -17,9 +17,10 @@ from mmdiff.ablate.budget import Cost
 from mmdiff.ablate.compare import Values, clean, compare, holm
 from mmdiff.ablate.question import Question
 from mmdiff.ablate.runner import Runner
+from mmdiff.files import write_text
 from mmdiff.metrics.score import HEADLINES
 from mmdiff.report.learning import read_log
-from mmdiff.train.folder import differences, environment, write_text
+from mmdiff.train.folder import differences, environment
 from mmdiff.train.ranks import Ranks
 
 Errors = Mapping[str, str | None]  # cell -> what it ended with

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from mmdiff.data.shards import Shard, sha256, written
 from mmdiff.encode.executors import EXECUTORS, Work
 from mmdiff.encode.job import Job, plan_hash, settle
-from mmdiff.encode.ledger import in_turn, publish_text
+from mmdiff.encode.ledger import in_turn
 from mmdiff.encode.work import DIGITS, Visit, present
+from mmdiff.files import write_text
 from mmdiff.progress import bar
 
 __all__ = ["Job", "encode"]
@@ -75,7 +76,7 @@ def _index(job: Job, split: str, files: Sequence[str]) -> str:
     path = folder / f"index-{sha256(text)[:DIGITS]}.json"
     with in_turn(folder / "index"):  # also where it is there already: a claim may have been left behind
         if not path.is_file():
-            publish_text(path, text)
+            write_text(path, text)
     bad = [row for row in rows if "bad" in row]
     size = sum((folder / name).stat().st_size for name in files)
     lost = "".join(f"\n    not usable: {row['id']}: {row['bad']}" for row in bad[:MENTIONED])

@@ -22,8 +22,9 @@ from mmdiff.conditioners import Frame, FrameTokens, HFText
 from mmdiff.data.clips import Clips
 from mmdiff.data.latents import CODECS, PLAN, fingerprint, transform, weights
 from mmdiff.data.shards import read_json, sha256, written
-from mmdiff.encode.ledger import in_turn, publish, publish_text
+from mmdiff.encode.ledger import in_turn, publish
 from mmdiff.errors import UserError
+from mmdiff.files import write_text
 from mmdiff.prepare import prepare
 from mmdiff.systems.base import Autoencoder
 from mmdiff.systems.diffusion import clips
@@ -150,7 +151,7 @@ def settle(job: Job) -> list[tuple[str, int]]:
         if not path.is_file():
             publish(path, lambda staged: save_file(state, staged))
         if before is None:
-            publish_text(job.plan, written(plan))
+            write_text(job.plan, written(plan))
     return made.works()
 
 

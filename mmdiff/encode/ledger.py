@@ -12,13 +12,12 @@ import json
 import os
 import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
-from mmdiff.train.checkpoint import flush
+from mmdiff.files import replacing
 
 PATIENCE = 120.0  # seconds of silence after which a claim from elsewhere is nobody's
 
@@ -57,21 +56,9 @@ def in_turn(piece: Path, *, begins: str | None = None) -> Iterator[None]:
 
 def publish(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file aside, then give it its name, whole or not at all."""
-    staged = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    write(staged)
-    staged.chmod(0o644)
-    flush(staged)
-    os.replace(staged, path)
-    flush(path.parent)
-
-
-def publish_text(path: Path, text: str) -> None:
-    """Publish a file of text."""
-
-    def write(staged: Path) -> None:
-        staged.write_text(text, encoding="utf-8")
-
-    publish(path, write)
+    with replacing(path) as staged:
+        write(staged)
+        staged.chmod(0o644)  # safetensors leaves its files to their owner alone
 
 
 def _take(claim: Path) -> bool:

@@ -24,6 +24,7 @@ from mmdiff.evaluate.clips import Set, codec, data_of, dream, load, modalities, 
 from mmdiff.evaluate.folder import folder
 from mmdiff.evaluate.given import complete, ends
 from mmdiff.evaluate.measure import Anchors, Measured, Ruler, with_ratios
+from mmdiff.files import write_text
 from mmdiff.generate import Settings, default_devices
 from mmdiff.metrics.score import Clip
 from mmdiff.progress import bar
@@ -65,11 +66,10 @@ def evaluate(
     devices: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Judge a run on `n` captions of a split -> {"protocol", "rows", "per_clip", "nearest"}, JSON without nan.
+    """Judge a run on `n` captions of a split -> {"protocol", "rows", "per_clip", "nearest"}; JSON, written to `out`.
 
     rows: name -> metric -> {"value", "low", "high", "n"}: "model" (or "clips"), "oracle", "codec", and one a null.
-    per_clip: the judged row's captions, ids (files in the cache's folder `clips`, see `clips.load`; or of the folder
-    given) and every value of its single clips, for paired comparisons of two runs.
+    per_clip: the judged row's captions, ids (files in the cache, see `clips.load`, or in the folder given) and values.
     nearest: the judged clips that lie nearest to training clips, distance 1 being the limit of a copy; see `pairs`.
 
     run       a run folder or an exported one; may be left out with `clips`
@@ -84,7 +84,6 @@ def evaluate(
     training  how many training clips copies are searched in; None is all of them, 0 leaves the search out
     plugins   name -> weights of published scores, see `metrics/plugins.py`: {"fvd": "i3d_torchscript.pt"}
     cache     where clips, rows and the training set's descriptors are kept; default RUN/evaluation. Runs may share one
-    out       a JSON file to write
 
     The same call gives the same result, whether or not it was interrupted before. Raises UserError.
     """
@@ -96,19 +95,13 @@ def evaluate(
     if clips is not None:
         subject = _brought(clips, data, progress=progress)
     else:
-        if give is not None and (prompts is not None or number != 1):
-            raise UserError("--give goes on with each held-out clip once: leave out --prompts and --number.")
         options = {"number": number, "batch": batch, "devices": devices, "progress": progress, "cache": kept}
-        options["give"] = give
-        assert run is not None and truth is not None
-        subject = _dreamt(run, list(prompts or truth.prompts), truth, replace(settings, seed=seed), options)
+        subject = _dreamt(run, prompts, truth, replace(settings, seed=seed), options, give=give)
     anchored, record = anchors(subject.given, truth, data, choice, cache=kept, progress=progress)
     measured = _measure(_sets(subject, anchored.truth, data, seed=seed), Ruler(anchored, kept), progress=progress)
-    config = {} if run is None else build.read(Path(run) / "config.yaml")
     if give is not None and truth is not None:
-        for name, one in {subject.name: subject.given, **({"codec": subject.codec} if subject.codec else {})}.items():
-            measured[name].row.update(ends(one, truth, seed=seed))
-    result = _result(subject, measured, _protocol(subject, choice, anchored, record, config))
+        _add_ends(measured, subject, truth, seed=seed)
+    result = _result(subject, measured, _protocol(subject, choice, anchored, record, run))
     if out is not None:
         write(result, out)
     return result
@@ -153,23 +146,29 @@ def shape_of(data: Mapping[str, Any]) -> ClipShape:
 
 def write(result: dict[str, Any], out: str | Path) -> None:
     """The result as a JSON file, whole or not at all."""
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_suffix(".tmp")
-    staged.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    staged.replace(path)
+    write_text(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
-def _dreamt(run: str | Path, prompts: list[str], truth: Set, settings: Settings, options: dict[str, Any]) -> Subject:
-    """The run's clips, and the truth through its codec."""
+def _dreamt(
+    run: str | Path | None,
+    prompts: Sequence[str] | None,
+    truth: Set | None,
+    settings: Settings,
+    options: dict[str, Any],
+    *,
+    give: str | None,
+) -> Subject:
+    """The run's clips of the prompts, by default the truth's, and the truth through its codec."""
+    assert run is not None and truth is not None  # since there are no clips from elsewhere
+    if give is not None and (prompts is not None or options["number"] != 1):
+        raise UserError("--give goes on with each held-out clip once: leave out --prompts and --number.")
     device = (list(options["devices"]) or default_devices())[0]
     system, config, checkpoint = build.load(run, ema=settings.ema, device=device)
     settings = settings.resolved(Sample(**config.get("sample", {})))
     design = protocol.digest(config["system"])
     made: dict[str, Any] = {"settings": settings, "checkpoint": checkpoint, "design": design}
-    give = options.pop("give")
     if give is None:
-        given = dream(run, prompts, **made, **options)
+        given = dream(run, list(prompts or truth.prompts), **made, **options)
     else:
         rest = {name: options[name] for name in ("cache", "batch", "progress")}
         given = complete(system, truth, give, device=device, **made, **rest)
@@ -193,11 +192,19 @@ def _measure(sets: dict[str, Set], ruler: Ruler, *, progress: bool) -> dict[str,
     return found
 
 
+def _add_ends(measured: dict[str, Measured], subject: Subject, truth: Set, *, seed: int) -> None:
+    """How near both ends of the judged clips, and of the codec's, are to those of the clips that they go on with."""
+    for name, one in ((subject.name, subject.given), ("codec", subject.codec)):
+        if one is not None:
+            measured[name].row.update(ends(one, truth, seed=seed))
+
+
 def _protocol(
-    subject: Subject, choice: Choice, anchored: Anchors, record: dict[str, Any], config: dict[str, Any]
+    subject: Subject, choice: Choice, anchored: Anchors, record: dict[str, Any], run: str | Path | None
 ) -> dict[str, Any]:
     """Everything that can change a number; see `protocol.py`."""
     given, how = subject.given, protocol.preprocessing(subject.given.clips)
+    config = {} if run is None else build.read(Path(run) / "config.yaml")
     n, reference = len(set(given.prompts)), len(anchored.reference.clips) if anchored.reference else 0
     return {
         **subject.made_by,

@@ -24,6 +24,7 @@ from mmdiff.batch import Batch
 from mmdiff.data import media
 from mmdiff.data.loader import gather
 from mmdiff.errors import UserError
+from mmdiff.files import replacing
 from mmdiff.generate import Job, Settings, batch_size, default_devices, plan, sample_jobs
 from mmdiff.metrics.score import Clip
 from mmdiff.progress import bar
@@ -186,10 +187,10 @@ def keep(clips: Batch, row: int, job: Job, out: Path, *, settings: Settings, fac
     """Write one clip of a batch into the cache, without loss."""
     video, audio, fps, rate = as_clip(clips, row)
     path = out / name_of(job, settings, facts["checkpoint"])
-    staged = path.with_suffix(".tmp")
     tensors = {"video": video, "audio": np.array(audio), "rates": np.array([fps, rate], np.float64)}
-    save_file(tensors, staged)
-    return staged.replace(path)
+    with replacing(path) as staged:
+        save_file(tensors, staged)
+    return path
 
 
 def load(path: Path) -> Clip | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 import mmdiff
 from mmdiff.errors import UserError
 from mmdiff.evaluate.clips import Set, modalities
+from mmdiff.files import write_text
 from mmdiff.metrics import alignment, diversity, frechet, memorisation, score, statistics
 from mmdiff.metrics.faithfulness import Reading, read
 from mmdiff.metrics.features import SPACES, features
@@ -91,10 +91,7 @@ class Ruler:
             return Measured(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             measured = self._measure(given)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(f".{os.getpid()}.tmp")
-        staged.write_text(json.dumps(asdict(measured)), encoding="utf-8")
-        staged.replace(path)
+        write_text(path, json.dumps(asdict(measured)))
         return measured
 
     def _measure(self, given: Set) -> Measured:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from mmdiff.data.manifest import Entry, read_entries
 from mmdiff.evaluate.clips import real
+from mmdiff.files import replacing
 from mmdiff.metrics.memorisation import Descriptors, describe
 from mmdiff.progress import bar
 
@@ -51,8 +52,6 @@ def _part(data: dict[str, Any], first: int, last: int, path: Path) -> Descriptor
         return load_file(path)
     except (OSError, SafetensorError):
         found = describe(real(data, "train", first=first, count=last - first).clips)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_suffix(".tmp")
-    save_file(found, staged)
-    staged.replace(path)
+    with replacing(path) as staged:
+        save_file(found, staged)
     return found

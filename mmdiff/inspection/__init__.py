@@ -18,6 +18,7 @@ from typing import Any
 from mmdiff import noise
 from mmdiff.data.manifest import Entry, Listing, read_listing
 from mmdiff.errors import UserError
+from mmdiff.files import write_text
 from mmdiff.inspection.offsets import Offset, offsets
 from mmdiff.inspection.plan import Outlook, outlook
 from mmdiff.inspection.recipe import Recipe, from_config, policy_of
@@ -140,8 +141,8 @@ def write(found: Inspection, folder: str | Path, *, previews: int = 12) -> list[
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     record, page = folder / "inspection.json", folder / "inspection.html"
-    record.write_text(json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    page.write_text(render(found, previews=previews), encoding="utf-8")
+    write_text(record, json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
+    write_text(page, render(found, previews=previews))
     return [record, page]
 
 

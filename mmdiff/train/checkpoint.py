@@ -24,6 +24,7 @@ from torch import Tensor
 from mmdiff import __version__
 from mmdiff.config import dump
 from mmdiff.errors import NoSoundCheckpoint, UserError
+from mmdiff.files import flush
 from mmdiff.train import snapshot
 from mmdiff.train.engine import Engine
 from mmdiff.train.ranks import Ranks
@@ -177,15 +178,6 @@ def commit(staged: Path, manifest: Manifest) -> None:
     flush(staged)
     os.replace(staged, staged.with_name(staged.name.split(".")[0]))
     flush(staged.parent)
-
-
-def flush(path: Path) -> None:
-    """Make a file, or a folder's list of names, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def facts(path: Path) -> dict[str, Any]:

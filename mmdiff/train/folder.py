@@ -17,6 +17,7 @@ import torch
 
 from mmdiff.config import dump, read
 from mmdiff.errors import UserError
+from mmdiff.files import write_text
 from mmdiff.train.ranks import Ranks
 from mmdiff.train.settings import Config
 
@@ -98,13 +99,6 @@ def plain(config: Config) -> Config:
     import yaml
 
     return yaml.safe_load(dump(config))  # type: ignore[no-any-return]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    staged = path.with_name(f".{path.name}.tmp")
-    staged.write_text(text, encoding="utf-8")
-    os.replace(staged, path)
 
 
 def environment(ranks: Ranks) -> dict[str, Any]:

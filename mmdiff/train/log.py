@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mmdiff.batch import Batch
 from mmdiff.data import media
-from mmdiff.train.folder import write_text
+from mmdiff.files import write_text
 
 Record = dict[str, Any]
 

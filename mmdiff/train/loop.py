@@ -6,7 +6,6 @@ from (seed, step, sample id), so the same command continues a stopped run as if 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -21,10 +20,11 @@ from mmdiff.batch import Batch
 from mmdiff.data.loader import gather, loader
 from mmdiff.data.plans import Budget, Plan
 from mmdiff.errors import UserError
+from mmdiff.files import replacing, write_text
 from mmdiff.train import engine as engines
 from mmdiff.train import folder as folders
 from mmdiff.train.adopt import adopt_weights, begin_from
-from mmdiff.train.checkpoint import Checkpoints, flush
+from mmdiff.train.checkpoint import Checkpoints
 from mmdiff.train.engine import Engine
 from mmdiff.train.health import Watch, stretches
 from mmdiff.train.judge import evaluate, preview
@@ -93,7 +93,7 @@ def fit(run: Run, *, config: Config, system: Any, train: Any, held_out: Any, ran
                 if due.stop:
                     return STOPPED
         if ranks.first:
-            folders.write_text(folder / "DONE", f"{max(first, run.steps)}\n")
+            write_text(folder / "DONE", f"{max(first, run.steps)}\n")
     return DONE
 
 
@@ -153,10 +153,8 @@ def fit_statistics(system: Any, train: Any, run: Run, folder: Path, ranks: Ranks
         take_statistics(system, train, run.batch)
         after = {name: tensor.contiguous() for name, tensor in system.state_dict().items()}
         changed = {name: t for name, t in after.items() if name not in before or not torch.equal(t, before[name])}
-        staged = path.with_suffix(".tmp")
-        save_file(changed, staged)
-        flush(staged)
-        os.replace(staged, path)
+        with replacing(path) as staged:
+            save_file(changed, staged)
     ranks.barrier()
     try:
         system.load_state_dict(load_file(path), strict=False)

@@ -18,8 +18,8 @@ import torch
 from mmdiff.batch import Batch
 from mmdiff.data.loader import loader
 from mmdiff.data.plans import Plan
+from mmdiff.files import write_text
 from mmdiff.train.engine import Engine
-from mmdiff.train.folder import write_text
 from mmdiff.train.settings import Run
 
 Mark = Callable[[str, int, list[str]], None]

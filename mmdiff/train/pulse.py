@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mmdiff.train.folder import write_text
+from mmdiff.files import write_text
 from mmdiff.train.memory import advice
 from mmdiff.train.ranks import OwnError, Ranks
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mmdiff.files import replacing
 from mmdiff.data.media.files import resample
 from mmdiff.errors import UserError
 
@@ -21,19 +22,6 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-
-
-@contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary neighbour that becomes `path` in one rename, so that nobody ever reads half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield staged
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def write_clip(
@@ -55,7 +43,7 @@ def write_clip(
 
     if video is None and audio is None:
         raise UserError(f"{path}: a clip needs a picture or a sound; both are missing.")
-    with _replacing(path) as staged:
+    with replacing(path) as staged:
         options = {"movflags": "+faststart", "fflags": "+bitexact"}
         with av.open(str(staged), "w", format="mp4", options=options) as out:
             packets = []
@@ -128,7 +116,7 @@ def write_png(path: str | Path, image: Tensor) -> None:
     """Write uint8 (h w 3) as a png."""
     import av
 
-    with _replacing(path) as staged, av.open(str(staged), "w", format="image2", options={"update": "1"}) as out:
+    with replacing(path) as staged, av.open(str(staged), "w", format="image2", options={"update": "1"}) as out:
         stream = out.add_stream("png", rate=1)
         stream.height, stream.width, stream.pix_fmt = image.shape[0], image.shape[1], "rgb24"
         frame = av.VideoFrame.from_ndarray(image.contiguous().cpu().numpy(), format="rgb24")
@@ -139,7 +127,7 @@ def write_png(path: str | Path, image: Tensor) -> None:
 def write_wav(path: str | Path, audio: Tensor, *, rate: int) -> None:
     """Write float (c n) in [-1, 1] as 16-bit PCM; +-1 is +-32767."""
     pcm = (audio.detach().float().cpu().clamp(-1, 1) * 32767).round().to(torch.int16)  # (c n)
-    with _replacing(path) as staged, wave.open(str(staged), "wb") as out:
+    with replacing(path) as staged, wave.open(str(staged), "wb") as out:
         out.setnchannels(pcm.shape[0])
         out.setsampwidth(2)
         out.setframerate(rate)
