@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdiff.errors import UserError, run_tool
+from mmdiff.files import write_text
+from mmdiff.progress import cores
 
 if TYPE_CHECKING:
     from mmdiff.world.clip import Clip
@@ -82,11 +83,6 @@ def main(argv: list[str]) -> None:
     jobs = [Job(str(out), recipe, split, index) for split, number in wanted.items() for index in range(number)]
     publish(out, run(jobs, args.workers or cores()))
     print(f"{out / 'manifest.jsonl'}: {', '.join(f'{split} {number}' for split, number in wanted.items())}")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def claim(out: Path, recipe: Recipe) -> None:
@@ -186,14 +182,8 @@ def sha256(path: Path) -> str:
 
 
 def publish(out: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """Write all rows, then let the manifest appear in one rename."""
-    staged = out / ".manifest.jsonl.tmp"
-    with staged.open("w") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, out / "manifest.jsonl")
+    """Let the manifest appear when all clips are there."""
+    write_text(out / "manifest.jsonl", "".join([json.dumps(row) + "\n" for row in rows]))
 
 
 if __name__ == "__main__":

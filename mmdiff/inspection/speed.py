@@ -18,8 +18,8 @@ from mmdiff.data.manifest import Entry
 from mmdiff.data.media.read import Reader
 from mmdiff.data.window import Policy, read_window
 from mmdiff.errors import UserError
-from mmdiff.inspection.verdicts import MIDDLE, cores, remembered
-from mmdiff.progress import bar
+from mmdiff.inspection.verdicts import MIDDLE, remembered
+from mmdiff.progress import bar, cores
 
 SECONDS = 3.0  # a measurement lasts at least this long, or COUNT windows
 COUNT = 64

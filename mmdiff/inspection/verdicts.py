@@ -6,7 +6,6 @@ which training reads it, so that what is dropped here is what training would dro
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from mmdiff.data.media import BadMedia, Facts, probe
 from mmdiff.data.window import FULL_SCALE, Draws
 from mmdiff.errors import UserError
 from mmdiff.inspection.recipe import Recipe
-from mmdiff.progress import bar
+from mmdiff.progress import bar, cores
 
 MIDDLE = Draws(0.5, (0.5, 0.5))
 PATIENCE = 60.0  # s after which a decoder that does not answer is given up
@@ -51,11 +50,6 @@ class Verdict:
     sound_from: float | None = None  # s at which the sound begins, from the first frame on
     sound_to: float | None = None  # s at which it ends, from the last frame on
     took: float = 0.0  # s to find and read the window
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def judge(entries: Sequence[Entry], recipe: Recipe, *, progress: bool = True) -> list[Verdict]:
