@@ -117,6 +117,14 @@ def spoken(text: str) -> Any:
     return {"kind": kind, **values}
 
 
+def spelt(choice: Any) -> str:
+    """The word that `spoken` takes for a part, a name or a number: ancestral:eta=1.0."""
+    if not isinstance(choice, Mapping):
+        return str(choice)
+    given = ",".join(f"{key}={spelt(value)}" for key, value in choice.items() if key != "kind")
+    return f"{choice['kind']}:{given}" if given else str(choice["kind"])
+
+
 def _override(item: str) -> Tree:
     """From "a.b=1" to {"a": {"b": 1}}."""
     import yaml

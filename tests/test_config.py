@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdiff.config import dump, overlay, read
+from mmdiff.config import dump, overlay, read, spelt, spoken
 from mmdiff.errors import UserError
 
 
@@ -242,3 +242,8 @@ def test_text_stays_text(tmp_path: Path, text: str) -> None:
 def test_a_dump_repeats_what_is_shared() -> None:
     size = [4, 6]
     assert "*" not in dump({"a": size, "b": size})
+
+
+@pytest.mark.parametrize("choice", [2.5, "heun", {"kind": "churn", "amount": 20, "low": 0.1}])
+def test_a_part_is_spelt_as_it_is_spoken(choice: object) -> None:
+    assert spoken(spelt(choice)) == choice

@@ -177,6 +177,8 @@ def test_models_made_differently_are_said_to_be():
     same, mixed = (scores.note(scores.merged({"a": one, "b": b})["protocol"]) for b in (one, other))
     assert ", steps 25, guidance 2.0" in same and same.count("guidance") == 1
     assert "a with steps 25, guidance 2.0; b with steps 25, guidance 3.0" in mixed
+    one["protocol"] |= {"sampler": {"kind": "ancestral", "eta": 1.0}}
+    assert "sampler ancestral:eta=1.0, steps 25" in scores.note(one["protocol"]), "as the command line takes it"
 
 
 def test_an_evaluation_is_a_page_with_nearest_pairs_and_no_markup_of_strangers():

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from mmdiff.config import spelt
 from mmdiff.errors import UserError
 from mmdiff.evaluate import evaluate, write
 
@@ -120,7 +121,8 @@ def _made(protocol: Mapping[str, Any]) -> str:
     """How the clips were made, said once where all models of the table agree."""
     models = protocol.get("models", {"": protocol})
     said = {
-        name: ", ".join(f"{key} {one[key]}" for key in MADE if one.get(key) is not None) for name, one in models.items()
+        name: ", ".join(f"{key} {spelt(one[key])}" for key in MADE if one.get(key) is not None)
+        for name, one in models.items()
     }
     if len(set(said.values())) == 1:
         return "".join(f", {text}" for text in {*said.values()} if text)
