@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from mmdiff.batch import Batch
 from mmdiff.errors import UserError
 from mmdiff.train import ema, optimizer
+from mmdiff.train.precision import precision
 from mmdiff.train.ranks import Ranks
 from mmdiff.train.settings import Run
 from mmdiff.train.shares import Shares, Whole
@@ -197,17 +197,3 @@ def compile_blocks(system: nn.Module) -> None:
     for module in system.modules():
         for name in getattr(module, "hot", ()):
             setattr(module, name, torch.compile(getattr(module, name)))
-
-
-def precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The type that matrix products are computed in: bf16 where the hardware has it, unless told otherwise."""
-    if wanted == "auto":
-        wanted = "bf16" if _has_bf16(device) else "fp32"
-    return torch.bfloat16 if wanted == "bf16" else torch.float32
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    cpu = Path("/proc/cpuinfo")
-    return cpu.is_file() and "avx512_bf16" in cpu.read_text()

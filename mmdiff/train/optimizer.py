@@ -1,7 +1,7 @@
 """One optimizer object over one or two torch optimizers, the parameters each gets, and the learning rate at a step.
 
-Muon (Jordan 2024; `torch.optim.Muon`) orthogonalises the update of a whole matrix, so it takes the 2-D weights inside
-the blocks; embeddings, modulations, first and last layers, gains and biases take AdamW (Loshchilov and Hutter 2019).
+Muon (muon.py) orthogonalises the update of a whole matrix, so it takes the 2-D weights inside the blocks; embeddings,
+modulations, first and last layers, gains and biases take AdamW (Loshchilov and Hutter 2019).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mmdiff.errors import UserError
+from mmdiff.train.muon import Muon
+from mmdiff.train.precision import precision
 from mmdiff.train.settings import Optimizer
 
 Groups = list[dict[str, Any]]
@@ -43,7 +45,8 @@ def make(module: nn.Module, settings: Optimizer, *, clip: float | None) -> Toget
     parts: list[torch.optim.Optimizer] = []
     if muon:
         decay = settings.weight_decay
-        parts.append(torch.optim.Muon(list(muon.values()), lr=settings.muon_lr, weight_decay=decay))
+        dtype = precision("auto", next(iter(muon.values())).device)
+        parts.append(Muon(muon.values(), lr=settings.muon_lr, weight_decay=decay, dtype=dtype))
     if rest:
         groups = _by_dimension(rest, settings.weight_decay)
         parts.append(torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True))

@@ -8,6 +8,8 @@ from fakes import System
 from torch import nn
 
 from mmdiff.train import optimizer
+from mmdiff.train.muon import Muon
+from mmdiff.train.precision import precision
 from mmdiff.train.settings import Optimizer
 
 
@@ -41,7 +43,7 @@ def test_one_step_equals_the_separate_optimizers():
     made = optimizer.make(ours, Optimizer(kind="muon", lr=1e-2), clip=0.0)
     matrices = list(optimizer.matrix_parameters(theirs).values())
     rest = [p for p in theirs.parameters() if all(p is not m for m in matrices)]
-    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0)
+    muon = Muon(matrices, lr=0.02, dtype=precision("auto", torch.device("cpu")))
     adamw = torch.optim.AdamW(rest, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
     for a, b in zip(ours.parameters(), theirs.parameters()):
         a.grad = torch.linspace(-1, 1, a.numel()).view(a.shape)

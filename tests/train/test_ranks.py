@@ -9,6 +9,7 @@ from fakes import Run
 from mmdiff.errors import UserError
 from mmdiff.train import engine, log, ranks, update
 from mmdiff.train.engine import Outcome
+from mmdiff.train.precision import precision
 from mmdiff.train.ranks import Ranks
 
 
@@ -34,8 +35,8 @@ def test_a_batch_that_cannot_be_divided_is_refused():
 
 def test_precision_follows_the_request_or_the_hardware():
     cpu = torch.device("cpu")
-    assert engine.precision("bf16", cpu) is torch.bfloat16 and engine.precision("fp32", cpu) is torch.float32
-    assert engine.precision("auto", cpu) in (torch.bfloat16, torch.float32)
+    assert precision("bf16", cpu) is torch.bfloat16 and precision("fp32", cpu) is torch.float32
+    assert precision("auto", cpu) in (torch.bfloat16, torch.float32)
 
 
 def test_a_record_holds_means_over_micro_batches():
