@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmdiff.batch import Batch, ClipShape
-from mmdiff.data import media
+from mmdiff.data import apart
 from mmdiff.errors import UserError
 from mmdiff.tasks import within
 
@@ -62,7 +62,7 @@ def given(material: Material, system: Any, shape: ClipShape) -> Batch:
     """
     trained, about = {name for name, odds in system.tasks.items() if odds > 0}, Batch()
     if material.image and system.shown:
-        picture = media.read_image(material.image, size=shape.size)  # (1 h w 3)
+        picture = apart.read_image(material.image, size=shape.size)  # (1 h w 3)
         about["frame"] = picture.permute(0, 3, 1, 2).float() / 127.5 - 1
         material = material if set(material.tasks()) & trained else replace(material, image=None)
     if not material:
@@ -100,7 +100,7 @@ def read(material: Material, shape: ClipShape, seconds: Mapping[str, Tensor]) ->
         found["video"], steps = _picture(material, shape, seconds["video"], keep)
         held["video"] = steps[None, None, :, None, None]
     if sound := material.audio or (material.video if material.extend is not None and "audio" in seconds else None):
-        if material.audio or media.probe(sound).sound:
+        if material.audio or apart.probe(sound).sound:
             _asked_of("audio", seconds)
             found["audio"], steps = _sound(sound, shape, seconds["audio"], keep, backward=(material.extend or 0) < 0)
             held["audio"] = steps[None, None]
@@ -131,14 +131,14 @@ def _picture(material: Material, shape: ClipShape, seconds: Tensor, keep: float)
     steps = torch.zeros(len(seconds), dtype=torch.bool)
     step = shape.frames // len(seconds)  # frames of one latent step
     if material.image:
-        frames[:step], steps[0] = media.read_image(material.image, size=shape.size), True
+        frames[:step], steps[0] = apart.read_image(material.image, size=shape.size), True
     if material.last_image:
-        frames[-step:], steps[-1] = media.read_image(material.last_image, size=shape.size), True
+        frames[-step:], steps[-1] = apart.read_image(material.last_image, size=shape.size), True
     if material.video:
         n = round(keep * shape.fps)
         at = slice(0, n) if (material.extend or 0) >= 0 else slice(shape.frames - n, None)
         start = _start(material.video, "picture", keep, first=(material.extend or 0) <= 0)
-        frames[at] = media.read_video(material.video, start=start, fps=shape.fps, frames=n, size=shape.size)
+        frames[at] = apart.read_video(material.video, start=start, fps=shape.fps, frames=n, size=shape.size)
         steps = _span(seconds, keep, shape.seconds, backward=(material.extend or 0) < 0)
     video = frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     return video, steps
@@ -148,7 +148,7 @@ def _sound(path: str, shape: ClipShape, seconds: Tensor, keep: float, *, backwar
     """-> (1 1 n), and which latent steps are held; the step at a cut is not, for its windows reach over the cut."""
     whole = keep >= shape.seconds
     start = _start(path, "sound", keep, first=backward or whole)
-    heard = media.read_audio(path, start=start, seconds=keep, rate=shape.rate)  # (1 n')
+    heard = apart.read_audio(path, start=start, seconds=keep, rate=shape.rate)  # (1 n')
     audio = torch.zeros(1, 1, shape.samples)
     n = min(heard.shape[1], shape.samples)
     audio[0, :, slice(shape.samples - n, None) if backward else slice(0, n)] = heard[:, :n]
@@ -162,7 +162,7 @@ def _span(seconds: Tensor, keep: float, length: float, *, backward: bool) -> Ten
 
 def _start(path: str, what: str, keep: float, *, first: bool) -> float:
     """Where to read `keep` seconds: at the file's beginning, or so that they end where it ends."""
-    span = cast("tuple[float, float] | None", getattr(media.probe(path), what))
+    span = cast("tuple[float, float] | None", getattr(apart.probe(path), what))
     if span is None:
         raise UserError(f"{path} holds no {what}.")
     if span[1] - span[0] < keep - 0.02:

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,14 +35,18 @@ from mmdiff.errors import UserError
 
 MEMORY = 4 << 30  # bytes that a decoder may take beside what it inherits
 REMEMBERED = 1 << 16  # files whose facts are kept
+STARTS, GREETING = 3, 60.0  # tries to start a child, and s that each may take
 ERRORS = {"bad": BadMedia, "user": UserError, "failed": RuntimeError}
 Header = dict[str, Any]
+Answer = tuple[Header, list[Tensor]]
+Probe = Callable[[Path], Facts]
 
 
 class Decoder:
     """One child a process, forked on the first call; safe to pickle, to copy and to fork, used by one thread.
 
-    `refused` maps the ids of clips that hung or crashed a decoder to what they did: they are not tried again.
+    `refused` maps the ids of clips, and the paths of files, that hung or crashed a decoder to what they did: they are
+    not tried again.
     """
 
     def __init__(self, seconds: float, refused: dict[str, str] | None = None) -> None:
@@ -51,28 +56,38 @@ class Decoder:
 
     def window(self, entry: Entry, policy: Policy, draws: Draws) -> Reading:
         """`read_window` in the child. Raises BadMedia also for an answer that takes longer than `seconds`."""
-        header, (video, audio) = self._ask(entry, "window", policy, draws)
-        return Reading(video, audio, header["valid"], header["settled"])
+        header, (video, audio) = self._ask(entry.id, _file(entry), "window", entry, policy, draws)
+        return Reading(video, audio, header["valid"], header["settled"], header["took"])
 
     def extent(self, entry: Entry, policy: Policy) -> Extent:
         """`extent` in the child."""
-        header, _ = self._ask(entry, "extent", policy)
+        header, _ = self._ask(entry.id, _file(entry), "extent", entry, policy)
         return Extent(header["seconds"], None if header["size"] is None else (header["size"][0], header["size"][1]))
 
-    def _ask(self, entry: Entry, task: str, *arguments: Any) -> tuple[Header, list[Tensor]]:
-        if entry.id in self.refused:
-            raise BadMedia(self.refused[entry.id])
+    def probe(self, path: str | Path) -> Facts:
+        """`media.probe` in the child."""
+        header, _ = self._ask(str(path), str(path), "probe", Path(path))
+        spans = {name: header[name] and tuple(header[name]) for name in ("size", "picture", "sound")}
+        return Facts(**{name: value for name, value in header.items() if name not in ("tensors", "took")} | spans)
+
+    def read(self, reader: str, path: str | Path, **named: Any) -> Tensor:
+        """`media.read_video`, `read_image` or `read_audio` in the child."""
+        return self._ask(str(path), str(path), reader, Path(path), named)[1][0]
+
+    def _ask(self, name: str, file: str, task: str, *arguments: Any) -> Answer:
+        if name in self.refused:
+            raise BadMedia(self.refused[name])
+        line = self._connected()
         try:
-            return self._answer((task, entry, *arguments))
+            return self._answer(line, (task, arguments))
         except (TimeoutError, EOFError, ConnectionError) as error:
             hung = isinstance(error, TimeoutError)
             reason = f"gave no answer within {self.seconds:g} s" if hung else f"crashed ({self._cause()})"
             self.close()
-            self.refused[entry.id] = f"{entry.video or entry.audio or entry.id}: the decoder {reason}."
-            raise BadMedia(self.refused[entry.id]) from error
+            self.refused[name] = f"{file}: the decoder {reason}."
+            raise BadMedia(self.refused[name]) from error
 
-    def _answer(self, request: tuple[Any, ...]) -> tuple[Header, list[Tensor]]:
-        line = self._connected()
+    def _answer(self, line: Connection, request: tuple[Any, ...]) -> Answer:
         line.send(request)
         if not line.poll(self.seconds):
             raise TimeoutError
@@ -91,6 +106,18 @@ class Decoder:
                 return self._line
             self._line.close()
         media.load()  # so that no child has to
+        for _ in range(STARTS):
+            line = self._forked()
+            if _greeted(line):
+                return line
+            self.close()
+        raise UserError(
+            f"No process that decodes could be started here ({STARTS} tries): each ended or fell silent before it saw a "
+            "file. Free memory, or look at the limits of this machine (ulimit -a); docs/data.md says what it needs."
+        )
+
+    def _forked(self) -> Connection:
+        """A new child, which may or may not come up."""
         ours, theirs = Pipe()
         self._line, self._owner = ours, os.getpid()
         self._child = os.fork()
@@ -130,6 +157,18 @@ class Decoder:
         self.__init__(**state)  # type: ignore[misc]
 
 
+def _file(entry: Entry) -> str:
+    return str(entry.video or entry.audio or entry.id)
+
+
+def _greeted(line: Connection) -> bool:
+    """Whether a child is ready. One that forked while a lock was held may never be, which is no file's fault."""
+    try:
+        return line.poll(GREETING) and line.recv_bytes() == b""
+    except (EOFError, ConnectionError):
+        return False
+
+
 def _received(line: Connection, shape: list[int], dtype: str) -> Tensor:
     """The next tensor on the line."""
     kind = getattr(torch, dtype)
@@ -146,10 +185,13 @@ def _serve(line: Connection, parent: int) -> NoReturn:
     """Answer until the other end is gone."""
     try:
         _settle(parent)
+        line.send_bytes(b"")
         facts: dict[Path, Facts | str] = {}
         while True:
-            header, tensors = _done(*line.recv(), probed=lambda path: _probed(path, facts))
-            line.send_bytes(json.dumps(header | {"tensors": [_described(t) for t in tensors]}).encode())
+            (task, arguments), began = line.recv(), time.monotonic()
+            header, tensors = _done(task, lambda path: _probed(path, facts), arguments)
+            header |= {"tensors": [_described(t) for t in tensors], "took": time.monotonic() - began}
+            line.send_bytes(json.dumps(header).encode())
             for tensor in tensors:
                 line.send_bytes(memoryview(tensor.numpy().data).cast("B"))
     except (EOFError, OSError):
@@ -175,22 +217,35 @@ def _settle(parent: int) -> None:
         os._exit(0)
 
 
-def _done(
-    task: str, entry: Entry, policy: Policy, draws: Draws | None = None, *, probed: Callable[[Path], Facts]
-) -> tuple[Header, list[Tensor]]:
+def _done(task: str, probed: Probe, arguments: tuple[Any, ...]) -> Answer:
     """What a request asks for, or why there is none -> what is said, and the tensors behind it."""
     try:
-        if task == "window" and draws is not None:
-            reading = read_window(entry, policy, draws, probed)
-            return {"valid": reading.valid, "settled": reading.settled}, [reading.video, reading.audio]
-        found = extent(entry, policy, probed)
-        return {"seconds": found.seconds, "size": found.size}, []
+        return TASKS[task](probed, *arguments)
     except BadMedia as error:
         return {"bad": str(error)}, []
     except UserError as error:
         return {"user": str(error)}, []
     except Exception:
         return {"failed": traceback.format_exc()}, []
+
+
+def _window(probed: Probe, entry: Entry, policy: Policy, draws: Draws) -> Answer:
+    reading = read_window(entry, policy, draws, probed)
+    return {"valid": reading.valid, "settled": reading.settled}, [reading.video, reading.audio]
+
+
+def _extent(probed: Probe, entry: Entry, policy: Policy) -> Answer:
+    return asdict(extent(entry, policy, probed)), []
+
+
+TASKS: dict[str, Callable[..., Answer]] = {
+    "window": _window,
+    "extent": _extent,
+    "probe": lambda _, path: (asdict(media.probe(path)), []),
+    "read_video": lambda _, path, named: ({}, [media.read_video(path, **named)]),
+    "read_image": lambda _, path, named: ({}, [media.read_image(path, **named)]),
+    "read_audio": lambda _, path, named: ({}, [media.read_audio(path, **named)]),
+}
 
 
 def _described(tensor: Tensor) -> tuple[list[int], str]:

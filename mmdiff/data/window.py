@@ -84,12 +84,13 @@ class Draws:
 
 @dataclass(frozen=True)
 class Reading:
-    """uint8 (3 t h w) and int16 (1 n); `settled` if no draw has a say in it."""
+    """uint8 (3 t h w) and int16 (1 n); `settled` if no draw has a say in it; `took` s, where somebody had a watch."""
 
     video: Tensor
     audio: Tensor
     valid: dict[str, bool]
     settled: bool
+    took: float = 0.0
 
 
 @dataclass(frozen=True)

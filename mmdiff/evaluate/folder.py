@@ -13,8 +13,9 @@ from math import floor
 from pathlib import Path
 
 from mmdiff.batch import ClipShape
-from mmdiff.data import media
+from mmdiff.data import apart
 from mmdiff.data.manifest import Entry, read_entries
+from mmdiff.data.media import IMAGES
 from mmdiff.errors import UserError
 from mmdiff.evaluate.clips import NO_AUDIO, NO_VIDEO, Set
 from mmdiff.metrics.score import Clip
@@ -64,8 +65,8 @@ def caption(entry: Entry) -> str:
 
 def common(entries: Sequence[Entry]) -> ClipShape:
     """The first clip's size, frame rate and sample rate, for as many seconds as the shortest clip has."""
-    facts = [media.probe(entry.video or entry.audio or "") for entry in entries]
-    sounds = [media.probe(entry.audio) for entry in entries if entry.audio is not None and entry.video is not None]
+    facts = [apart.probe(entry.video or entry.audio or "") for entry in entries]
+    sounds = [apart.probe(entry.audio) for entry in entries if entry.audio is not None and entry.video is not None]
     first, rates = facts[0], [one.rate for one in (*sounds, *facts) if one.rate]
     rate = rates[0] if rates else 16000
     if first.image:
@@ -79,12 +80,12 @@ def common(entries: Sequence[Entry]) -> ClipShape:
 def read(entry: Entry, shape: ClipShape) -> Clip:
     """One clip: the window of the shape's seconds from the entry's start; what it lacks has length 0."""
     video, audio = NO_VIDEO, NO_AUDIO
-    if entry.video is not None and entry.video.suffix.lower() in media.IMAGES:
-        video = media.read_image(entry.video, size=shape.size).numpy()
+    if entry.video is not None and entry.video.suffix.lower() in IMAGES:
+        video = apart.read_image(entry.video, size=shape.size).numpy()
     elif entry.video is not None:
-        read_video = media.read_video
-        video = read_video(entry.video, start=entry.start, fps=shape.fps, frames=shape.frames, size=shape.size).numpy()
+        frames = apart.read_video(entry.video, start=entry.start, fps=shape.fps, frames=shape.frames, size=shape.size)
+        video = frames.numpy()
     source = entry.audio or (entry.video if len(video) and shape.frames > 1 else None)
-    if source is not None and (entry.audio or media.probe(source).sound):
-        audio = media.read_audio(source, start=entry.start, seconds=shape.seconds, rate=shape.rate)[0].numpy()
+    if source is not None and (entry.audio or apart.probe(source).sound):
+        audio = apart.read_audio(source, start=entry.start, seconds=shape.seconds, rate=shape.rate)[0].numpy()
     return video, audio, shape.fps, shape.rate

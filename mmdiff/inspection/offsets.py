@@ -17,9 +17,9 @@ from typing import Literal
 
 import numpy as np
 
-from mmdiff.data import media
+from mmdiff.data import apart
 from mmdiff.data.manifest import Entry
-from mmdiff.data.media import BadMedia
+from mmdiff.data.media import BadMedia, Facts
 from mmdiff.metrics.alignment import WINDOW, turns
 from mmdiff.metrics.sync import HORIZON, pair
 from mmdiff.progress import bar
@@ -81,13 +81,13 @@ def share(clips: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float | N
 def spot(entry: Entry) -> Spot:
     """Look and listen. Raises BadMedia."""
     assert entry.video is not None
-    facts, sound = media.probe(entry.video), entry.audio or entry.video
-    heard = media.probe(sound)
+    facts, sound = apart.probe(entry.video), entry.audio or entry.video
+    heard = apart.probe(sound)
     if not facts.picture or not facts.size or not heard.sound:
         raise BadMedia(f"{entry.video}: lacks a picture or a sound.")
     ends = [facts.picture[1], heard.sound[1], entry.start + (entry.duration or LONGEST), entry.start + LONGEST]
     seconds = min(ends) - entry.start
-    audio = media.read_audio(sound, start=entry.start, seconds=seconds, rate=RATE)[0]  # (n,)
+    audio = apart.read_audio(sound, start=entry.start, seconds=seconds, rate=RATE)[0]  # (n,)
     onsets = read_onsets(audio.numpy(), RATE)
     known = events(entry, seconds)
     seen = known if known is not None else _moments(entry, facts, seconds)
@@ -103,7 +103,7 @@ def events(entry: Entry, seconds: float) -> list[float] | None:
     return sorted(float(row["t"]) for row in rows if float(row["t"]) < seconds)
 
 
-def _moments(entry: Entry, facts: media.Facts, seconds: float) -> list[float]:
+def _moments(entry: Entry, facts: Facts, seconds: float) -> list[float]:
     """Seconds at which the picture's motion turns round."""
     assert entry.video is not None and facts.size is not None
     fps = min(facts.fps, 30.0) or 25.0
@@ -112,5 +112,5 @@ def _moments(entry: Entry, facts: media.Facts, seconds: float) -> list[float]:
     frames = floor(seconds * fps)
     if frames < 4:
         return []
-    video = media.read_video(entry.video, start=entry.start, fps=fps, frames=frames, size=size)
+    video = apart.read_video(entry.video, start=entry.start, fps=fps, frames=frames, size=size)
     return turns(np.asarray(video), fps)

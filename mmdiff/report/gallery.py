@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdiff.data import media
+from mmdiff.data import apart
 from mmdiff.errors import UserError
 from mmdiff.metrics import faithfulness
 from mmdiff.report import figures
@@ -87,11 +87,11 @@ def load(path: Path, side: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The file back as video uint8 (t h w 3) and audio (n,); what it lacks has length 0."""
     video, audio = torch.zeros(0, 1, 1, 3, dtype=torch.uint8), torch.zeros(0)
     if path.suffix == ".png":
-        video = media.read_image(path)
+        video = apart.read_image(path)
     elif side["frames"]:
-        video = media.read_video(path, start=0.0, fps=side["fps"], frames=side["frames"])
+        video = apart.read_video(path, start=0.0, fps=side["fps"], frames=side["frames"])
     if side["samples"]:
-        audio = media.read_audio(path, start=0.0, seconds=side["samples"] / side["rate"], rate=side["rate"])[0]
+        audio = apart.read_audio(path, start=0.0, seconds=side["samples"] / side["rate"], rate=side["rate"])[0]
     return video, audio
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdiff.data import media
+from mmdiff.data import apart
 from mmdiff.data.manifest import read_entries
 from mmdiff.errors import UserError
 from mmdiff.report import gallery
@@ -59,4 +59,4 @@ def real(data: str | Path, captions: Sequence[str], *, frames: int, fps: float) 
     if unknown:
         raise UserError(f"{data} holds no clip with the caption {unknown[0]!r}; leave --data out.")
     found = {caption: entries[caption] for caption in captions}
-    return {c: media.read_video(str(e.video), start=e.start, fps=fps, frames=frames) for c, e in found.items()}
+    return {c: apart.read_video(str(e.video), start=e.start, fps=fps, frames=frames) for c, e in found.items()}
