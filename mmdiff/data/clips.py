@@ -27,6 +27,7 @@ from mmdiff.data.manifest import Entry, read_entries
 from mmdiff.data.media import BadMedia
 from mmdiff.data.media.read import Reader
 from mmdiff.data.plans import Budget, Epoch, Index, Line, Plan
+from mmdiff.data.slow import Slow
 from mmdiff.data.window import Draws, Modality, Policy, Reading
 from mmdiff.errors import UserError
 from mmdiff.progress import bar
@@ -53,6 +54,7 @@ class Sample(Content):
     fps: float
     rate: int
     skipped: list[tuple[str, str]]  # (id, reason) of the clips in whose place this one stands
+    took: float  # s to decode it; 0 where nothing was
 
 
 class Clips:
@@ -77,7 +79,8 @@ class Clips:
                 looked at. What the encoding drew (window, crop) stays as it was drawn; captions are drawn as ever
 
     An image is a still clip: its picture in every frame, no sound. A sound file alone is a clip without a picture.
-    `bad` lists {id, reason} of the clips skipped so far, each once; `replaced` counts how often that happened.
+    `bad` lists {id, reason} of the clips skipped so far, each once; `replaced` counts how often that happened, and
+    `slow` knows which took far longer to decode than others.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class Clips:
         self.stored = None if latents is None else Latents(latents, split, self.policy, seed)
         self.entries = read_entries(path, split) if self.stored is None else self.stored.entries
         self.bad: list[dict[str, str]] = []
-        self.replaced = 0
+        self.replaced, self.slow = 0, Slow()
         self._kept: dict[str, Reading] = {}
         self._order: tuple[int, Tensor] | None = None
         self._decoder = Decoder(patience)
@@ -138,8 +141,13 @@ class Clips:
                 skipped.append((self.entries[index].id, str(error)))
         raise self._nothing_usable(skipped)
 
-    def note(self, skipped: Sequence[tuple[str, str]]) -> None:
-        """Name clips that were skipped, each once. The loader calls it, since workers have no voice of their own."""
+    def note(self, skipped: Sequence[tuple[str, str]], took: Sequence[tuple[str, float]] = ()) -> None:
+        """Name clips that were skipped, or that `took` many seconds, each once.
+
+        The loader calls it, since workers have no voice of their own.
+        """
+        for name, seconds in took:
+            self.slow.see(name, seconds)
         self.replaced += len(skipped)
         named = {clip["id"] for clip in self.bad} if skipped else set()
         for name, reason in skipped:
@@ -237,13 +245,15 @@ class Clips:
     def read(self, entry: Entry, epoch: int) -> Sample:
         """One entry as it is in an epoch, without a replacement. Raises BadMedia if it cannot be used."""
         text = self._text(entry, epoch)
-        about = {"text": text, "id": entry.id, "fps": self.policy.fps, "rate": self.policy.rate, "skipped": []}
+        about = {"text": text, "id": entry.id, "fps": self.policy.fps, "rate": self.policy.rate}
+        about |= {"skipped": [], "took": 0.0}
         if self.stored is not None:
             encoded, valid = self.stored.read(entry.id, epoch, text)
             return cast(Sample, {"encoded": encoded, "valid": valid, **about})
         reading = self._kept.get(entry.id)
         if reading is None:
             reading = self._decoder.window(entry, self.policy, self._draws(entry, epoch))
+            about["took"] = reading.took
             if self.cache and reading.settled:
                 self._kept[entry.id] = reading
         return cast(Sample, {"video": reading.video, "audio": reading.audio, "valid": reading.valid, **about})

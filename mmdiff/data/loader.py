@@ -118,7 +118,8 @@ class _Positions:
         return None if self.plan.budget is None else self.plan.budget // (self.world * self.accumulate)
 
 
-Made = tuple[Batch, list[tuple[str, str]]] | UserError  # a batch and what was skipped for it, or why there is none
+Heard = tuple[list[tuple[str, str]], list[tuple[str, float]]]  # what was skipped, and how long each clip took
+Made = tuple[Batch, Heard] | UserError  # a batch and what is to be told of it, or why there is none
 
 
 def _steps(clips: Clips, positions: _Positions, workers: int) -> Iterator[tuple[int, list[Batch]]]:
@@ -163,7 +164,8 @@ def _made(samples: Sequence[Sample | UserError], budget: int | None = None) -> M
             return sample
         good.append(sample)
     batch = collate(good) if budget is None else packed(good, budget)
-    return batch, [skip for sample in good for skip in sample["skipped"]]
+    took = [(sample["id"], sample["took"]) for sample in good if sample["took"]]
+    return batch, ([skip for sample in good for skip in sample["skipped"]], took)
 
 
 def _noted(clips: Clips, made: Made) -> Batch:
@@ -172,8 +174,8 @@ def _noted(clips: Clips, made: Made) -> Batch:
             raise made
         finally:
             del made  # the error knows this frame: a circle that would keep the workers alive
-    batch, skipped = made
-    clips.note(skipped)
+    batch, heard = made
+    clips.note(*heard)
     return batch
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from mmdiff.batch import Batch
 from mmdiff.data.loader import gather, loader
 from mmdiff.data.plans import Budget, Plan
+from mmdiff.data.slow import described as slow
 from mmdiff.errors import UserError
 from mmdiff.files import replacing, write_text
 from mmdiff.train import engine as engines
@@ -72,7 +73,7 @@ def fit(run: Run, *, config: Config, system: Any, train: Any, held_out: Any, ran
                 record = {}
                 if due.log or update.skipped or spike:
                     record = describe(update, loss, ranks, suspect=spike > 0)
-                    record |= speed.describe(step, update.seconds, wait)
+                    record |= speed.describe(step, update.seconds, wait) | slow(ranks.collect(train.slow.news()))
                     log.progress(step, record)
                 if spike:
                     back = partial(checkpoints.load, engine, multiple=run.every.save or 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmdiff import noise
 from mmdiff.data.plans import Line
+from mmdiff.data.slow import Slow
 from mmdiff.train.settings import Engine, Every, Health, Optimizer, Sample
 
 
@@ -18,7 +19,7 @@ class Clips:
     """`n` clips of one 2 x 2 picture each; a clip's name decides its pixels."""
 
     def __init__(self, n: int = 32) -> None:
-        self.n = n
+        self.n, self.slow = n, Slow()
 
     def __len__(self) -> int:
         return self.n
@@ -26,14 +27,16 @@ class Clips:
     def __getitem__(self, position: int) -> dict[str, Any]:
         i = int(noise.permutation(self.n, key=noise.key("order", position // self.n))[position % self.n])
         pixels = noise.normal([3, 1, 2, 2], keys=[noise.key("clip", i)])[0] * 40 + 127
-        sample = {"video": pixels.clamp(0, 255).to(torch.uint8), "valid": {"video": True}, "skipped": []}
+        sample = {"video": pixels.clamp(0, 255).to(torch.uint8), "valid": {"video": True}, "skipped": [], "took": 0.0}
         return {**sample, "id": f"clip-{i}", "text": f"this is {i}", "fps": 8.0, "rate": 8000}
 
     def plan(self, share: int) -> Line:
         return Line(share)
 
-    def note(self, skipped: Any) -> None:
+    def note(self, skipped: Any, took: Any = ()) -> None:
         """Nothing is ever skipped."""
+        for name, seconds in took:
+            self.slow.see(name, seconds)
 
     def lend(self, system: Any) -> None:
         """Clips bring no weights."""

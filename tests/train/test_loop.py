@@ -193,3 +193,14 @@ def test_signals_are_handled_as_before_afterwards():
     before = signal.getsignal(signal.SIGTERM)
     Stop().restore()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_slow_clip_stands_in_the_log_once(tmp_path, monkeypatch):
+    read = fakes.Clips.__getitem__
+    took = {"clip-3": 40.0}
+    monkeypatch.setattr(
+        fakes.Clips, "__getitem__", lambda self, p: (s := read(self, p)) | {"took": took.get(s["id"], 0.5)}
+    )
+    fakes.train(fakes.Run(str(tmp_path), steps=12))
+    found = [line["slow"] for line in lines(tmp_path) if "slow" in line]
+    assert found == [{"clips": 1, "new": [{"id": "clip-3", "seconds": 40.0, "median": 0.5}]}]
