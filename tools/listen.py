@@ -1,0 +1,39 @@
+"""Which words does a model hear? python tools/listen.py RUN --n 64"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from mmdiff.errors import run_tool
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line; torch is not imported yet, so --help answers at once."""
+    parser = argparse.ArgumentParser(
+        description="One fact of each real clip's caption is exchanged: how much likelier is the clip under its own?"
+    )
+    add = parser.add_argument
+    add("run", help="a run folder or a released checkpoint, trained on the embedded world")
+    add("--split", default="iid", help="of the run's data (default iid)")
+    add("--n", type=int, default=64, help="clips (default 64)")
+    add("--seed", type=int, default=1, help="of the noise, the exchanges and the intervals (default 1)")
+    add("--no-ema", dest="ema", action="store_false", help="the raw weights instead of their moving average")
+    add("--device", default="cpu", help="such as cuda:0 (default cpu)")
+    add("--out", metavar="FILE", help="the JSON (default RUN/words.json)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Listen, print the table and where it is kept."""
+    args = parse(argv)
+    from mmdiff.evaluate.words import listen, table
+
+    result, path = listen(
+        args.run, split=args.split, n=args.n, seed=args.seed, ema=args.ema, device=args.device, out=args.out
+    )
+    print(table(result), path, sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main, sys.argv[1:]))
