@@ -1,5 +1,5 @@
 # make install   an environment of its own in $(VENV)
-# make demo      from nothing to runs/demo/report.html; again: it continues
+# make demo      from nothing to runs/demo/report.html; again: it continues (STEPS=200: shorter training, weaker clips)
 # make test      style, types and tests, as .ci/run runs them
 # make soak      hours: kills, stops, 5,000 decodes, the suite 20 times; a table at the end (SOAK="--only kills")
 
@@ -34,7 +34,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 demo: install
 	$(bin)/python datasets/sounding_objects/prepare.py --tier cpu --clips 4096 --out $(demo_data)
-	$(bin)/deepspeed --quiet --master_port $$($(bin)/python -c "$(free_port)") tools/train.py configs/sounding_objects/demo.yaml run=$(demo_run)
+	$(bin)/deepspeed --quiet --master_port $$($(bin)/python -c "$(free_port)") tools/train.py configs/sounding_objects/demo.yaml run=$(demo_run) $(if $(STEPS),steps=$(STEPS))
 	$(bin)/python tools/sample_video.py $(demo_run) --prompts $(prompts) --out $(demo_run)/clips/demo --scale 8
 ifneq ($(shipped),)
 	$(bin)/python tools/sample_video.py $(shipped) --prompts $(prompts) --out $(demo_run)/clips/shipped --scale 8
