@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdiff import noise
 from mmdiff.coupling import SharedCoupling, ShiftedCoupling
-from mmdiff.evaluate.words import LEVELS, listened, nats, table
+from mmdiff.evaluate.words import LEVELS, listened, nats, summary, table
 from mmdiff.process import Linear
 
 TEXTS = ["a red ball slides left", "a green ball slides right", "a blue ball falls and bounces twice"]
@@ -92,3 +92,8 @@ def test_the_table_names_facts_and_intervals() -> None:
     row = {"value": 0.75, "low": 0.5, "high": 1.0, "n": 12}
     said = table({"direction": {"right": row, "nats": {"video": {**row, "value": 1.5}}}})
     assert "direction" in said and "0.75 (0.50-1.00)" in said and "video 1.50" in said
+
+
+def test_who_is_deaf_to_a_word_is_right_half_of_the_time() -> None:
+    assert summary({"video": [0.0, 0.0, 0.0]}, seed=0)["right"]["value"] == 0.5
+    assert summary({"video": [1.0, -2.0], "audio": [0.5, 3.0]}, seed=0)["right"]["value"] == 1.0
