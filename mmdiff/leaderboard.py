@@ -15,16 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdiff import build, config
+from mmdiff import build, config, evaluate, records
 from mmdiff.ablate.budget import measure
+from mmdiff.errors import UserError
 from mmdiff.files import write_text
 from mmdiff.generate import Job, Settings, default_devices, generate
 from mmdiff.metrics.score import HEADLINES
-from mmdiff.report.learning import read_log
+from mmdiff.report.learning import read_log, seconds
 from mmdiff.train.settings import Sample
 
 TIMED = 8  # clips whose generation is timed
 KNOWN = ("value", "low", "high")
+COST = {"checkpoint": {}, "parameters": int, "flops": int, "sampling": records.NUMBER}
 
 
 @dataclass(frozen=True)
@@ -52,22 +54,24 @@ def collect(folder: str | Path) -> list[Row]:
 
 
 def _row(run: Path) -> Row:
-    evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    cost, steps = _cost(run), [row["step_s"] for row in read_log(run) if "step_s" in row]
-    total = int((run / "DONE").read_text()) * (sum(steps) / len(steps) if steps else math.nan)
+    evaluation, done = evaluate.read(run / "evaluation.json"), (run / "DONE").read_text(encoding="utf-8").strip()
+    if not done.isdecimal():
+        raise UserError(f"{run / 'DONE'} holds no number of steps: train again with the same command.")
+    cost, steps = _cost(run, evaluation["protocol"]["checkpoint"]), seconds(read_log(run))
+    total = int(done) * (sum(steps) / len(steps) if steps else math.nan)
     parts = {name: cost[name] for name in ("parameters", "flops", "sampling")}
     return Row(run.name, minutes=total / 60, row=evaluation["rows"]["model"], protocol=evaluation["protocol"], **parts)
 
 
-def _cost(run: Path) -> dict[str, Any]:
+def _cost(run: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What has to be run to be known; kept in RUN/cost.json for as long as the weights stay the same."""
-    path, checkpoint = run / "cost.json", json.loads((run / "evaluation.json").read_text())["protocol"]["checkpoint"]
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if known.get("checkpoint") != checkpoint:
+    path, again = run / "cost.json", "Delete it: it is measured anew."
+    known = records.read(path, COST, again=again) if path.is_file() else None
+    if known is None or known["checkpoint"] != checkpoint:
         cost = measure(config.read(run / "config.yaml"))
         known = {"checkpoint": checkpoint, "flops": cost.flops, "sampling": _sampling(run)} | asdict(cost)
         write_text(path, json.dumps(known, indent=1) + "\n")
-    return known
+    return dict(known)
 
 
 def _sampling(run: Path) -> float:
@@ -135,4 +139,4 @@ def _cell(row: Row, metric: str) -> str:
         return "–"
     value, low, high = (row.row[metric][key] for key in KNOWN)
     digits = 1 if metric.endswith("_ms") else 3
-    return f"{value:.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
+    return f"{value:.{digits}f}" + ("" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]")

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmdiff import build
+from mmdiff.ablate.budget import measure
 from mmdiff.data import media
 from mmdiff.data.loader import gather, loader
 from mmdiff.encode import Job, encode, executors, ledger
@@ -324,3 +325,11 @@ def test_frozen_text_and_first_frames_are_those_of_files(config, tmp_path, monke
     for route in seen[0]:
         torch.testing.assert_close(seen[1][route], seen[0][route], rtol=1e-5, atol=1e-5)
     system.loss(b, seed=0, step=1)  # drops captions: the empty one is there as well
+
+
+def test_a_cell_on_latents_is_priced_with_the_codecs_that_made_them(job: Job, config: Path) -> None:
+    on_files, on_latents = (measure(build.read(config, more)) for more in ([], [f"data.latents={job.out}"]))
+    assert on_files.parameters == on_latents.parameters and on_latents.flops_a_step > 0
+    other = build.read(config, [f"data.latents={job.out}", "system.audio.window=200"])
+    with pytest.raises(UserError, match="data.latents"):
+        measure(other)

@@ -23,6 +23,7 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
             "noise.py",
             "progress.py",
             "files.py",
+            "records.py",
             "parts.py",
             "roles.py",
             "layers",

@@ -49,8 +49,10 @@ def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
     (run / "config.yaml").write_text("{}")
     (run / "DONE").write_text("100\n")
     (run / "log.jsonl").write_text("".join(json.dumps({"step": n, "step_s": 0.6}) + "\n" for n in (10, 20)))
-    protocol = {"checkpoint": {"step": 100, "hash": "x"}, "prompts_hash": "a", "preprocessing_hash": "b"}
-    (run / "evaluation.json").write_text(json.dumps({"rows": {"model": {"facts": entry(0.5)}}, "protocol": protocol}))
+    protocol = row("x").protocol | {"checkpoint": {"step": 100, "hash": "x"}, "seeds": [1]}
+    clips = {"prompts": ["a"], "ids": ["b"], "values": {"facts": [0.5]}}
+    result = {"rows": {"model": {"facts": entry(0.5)}}, "protocol": protocol, "per_clip": clips}
+    (run / "evaluation.json").write_text(json.dumps(result))
     cost = {"checkpoint": protocol["checkpoint"], "parameters": 5, "flops": 70, "sampling": 0.5}
     (run / "cost.json").write_text(json.dumps(cost))
     (found,) = collect(tmp_path)

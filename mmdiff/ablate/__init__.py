@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from mmdiff import records
 from mmdiff.ablate import budget, report, result
 from mmdiff.ablate.budget import Cost
 from mmdiff.ablate.question import Question, read, shown
 from mmdiff.ablate.runner import Runner
 from mmdiff.errors import UserError
 from mmdiff.files import write_text
+
+COST = {field.name: records.NUMBER for field in fields(Cost)}
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,15 @@ def _only(question: Question, names: Sequence[str]) -> Question:
 
 def _costs(question: Question, path: Path) -> dict[str, Cost]:
     """arm -> cost, measured unless the plan knows the very same config."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    again = "Delete it: costs are measured anew."
+    known = records.read(path, {str: {"config": str, "cost": COST}}, again=again) if path.is_file() else {}
     for arm in question.arms:
         tree = question.tree(arm)
         mark = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
         if known.get(arm.name, {}).get("config") != mark:
             known[arm.name] = {"config": mark, "cost": asdict(budget.measure(tree))}
             write_text(path, json.dumps(known, indent=1) + "\n")
-    return {arm.name: Cost(**known[arm.name]["cost"]) for arm in question.arms}
+    return {arm.name: Cost(**{name: known[arm.name]["cost"][name] for name in COST}) for arm in question.arms}
 
 
 def answer(planned: Plan, *, clips: bool = True, progress: bool = True) -> list[Path]:

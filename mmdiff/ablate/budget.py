@@ -72,7 +72,9 @@ def measure(tree: Tree) -> Cost:
     prepare.prepare(run)
     data, system = build.make(run.data), build.make_system(run)
     batch = gather(data, [k % len(data) for k in range(run.batch // run.accumulate)])
+    data.lend(system)
     system.fit([batch])
+    data.check(system)
     engine = engines.make(run, system, join(run.engine))
 
     def step(n: int) -> None:

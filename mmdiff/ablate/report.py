@@ -5,7 +5,6 @@ The one idea: the page draws `result.json` and adds only pictures, so that neith
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from mmdiff import evaluate
 from mmdiff.ablate.question import Question, shown
 from mmdiff.ablate.runner import Runner
 from mmdiff.generate import Settings, sample_prompts
@@ -207,5 +207,4 @@ def _dreamt(result: Result, question: Question, runner: Runner) -> list[gallery.
 
 
 def _captions(folder: Path, count: int) -> list[str]:
-    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    return list(dict.fromkeys(evaluation["per_clip"]["prompts"]))[:count]
+    return list(dict.fromkeys(evaluate.read(folder / "evaluation.json")["per_clip"]["prompts"]))[:count]

@@ -10,8 +10,10 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+from mmdiff import evaluate, records
 from mmdiff.ablate import budget
 from mmdiff.ablate.budget import Cost
 from mmdiff.ablate.compare import Values, clean, compare, holm
@@ -19,10 +21,11 @@ from mmdiff.ablate.question import Question
 from mmdiff.ablate.runner import Runner
 from mmdiff.files import write_text
 from mmdiff.metrics.score import HEADLINES
-from mmdiff.report.learning import read_log
+from mmdiff.report.learning import read_log, seconds
 from mmdiff.train.folder import differences, environment
 from mmdiff.train.ranks import Ranks
 
+AGAIN = "Delete the cell's folder: it is trained anew."
 Errors = Mapping[str, str | None]  # cell -> what it ended with
 Point = tuple[int, float]
 
@@ -73,14 +76,14 @@ def commits(question: Question, runner: Runner, errors: Errors) -> dict[str, lis
     found: dict[str, list[str]] = {}
     for cell in question.cells():
         if errors[cell.name] is None:
-            stored = json.loads((runner.folder(cell) / "environment.json").read_text(encoding="utf-8"))
+            stored = records.read(runner.folder(cell) / "environment.json", {"commit": (str, NoneType)}, again=AGAIN)
             found.setdefault(str(stored["commit"]), []).append(cell.name)
     return found
 
 
 def _seconds(folder: Path) -> float | None:
     """Mean seconds of the logged steps."""
-    steps = [row["step_s"] for row in read_log(folder) if "step_s" in row]
+    steps = seconds(read_log(folder))
     return clean(sum(steps) / len(steps) if steps else math.nan)
 
 
@@ -94,8 +97,7 @@ def _arm(question: Question, name: str, costs: Mapping[str, Cost]) -> dict[str, 
 def _cell(runner: Runner, error: str | None, name: str) -> dict[str, Any]:
     if error is not None:
         return {"error": error}
-    path = runner.out / "cells" / name / "evaluation.json"
-    evaluation = json.loads(path.read_text(encoding="utf-8"))
+    evaluation = evaluate.read(runner.out / "cells" / name / "evaluation.json")
     rows = {row: evaluation["rows"][row] for row in evaluation["rows"] if row in ("model", "oracle", "codec")}
     return {"rows": rows, "checkpoint": evaluation["protocol"]["checkpoint"]}
 
@@ -107,7 +109,7 @@ def _values(question: Question, runner: Runner, errors: Errors) -> Values:
         if errors[cell.name] is not None:
             continue
         folder = runner.folder(cell)
-        evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        evaluation = evaluate.read(folder / "evaluation.json")
         whole = {name: [entry["value"]] for name, entry in evaluation["rows"]["model"].items()}
         held_out = {f"held_out_{name}": [value] for name, value in _last(read_log(folder)).items()}
         found[cell.arm][cell.seed] = whole | evaluation["per_clip"]["values"] | held_out

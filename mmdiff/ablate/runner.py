@@ -23,7 +23,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any, BinaryIO
 
-from mmdiff import config
+from mmdiff import config, evaluate, records
 from mmdiff.ablate.question import ROOT, Cell, Question, shorter
 from mmdiff.errors import UserError
 from mmdiff.progress import Advance, bar
@@ -79,17 +79,14 @@ class Runner:
     def judged(self, cell: Cell) -> bool:
         """Whether its evaluation is there, of its last step, as the question asks for it."""
         try:
-            protocol = json.loads((self.folder(cell) / "evaluation.json").read_text(encoding="utf-8"))["protocol"]
-        except (OSError, ValueError, KeyError):
+            protocol = evaluate.read(self.folder(cell) / "evaluation.json")["protocol"]
+            known = records.read(self.folder(cell) / "judge.json", [records.MAYBE], again="")
+        except UserError:
             return False
         judge = self.question.judge
         asked = (judge.split, [judge.seed], self.steps[cell.arm])
-        known = json.loads((self.folder(cell) / "judge.json").read_text()) if self._noted(cell) else None
         found = (protocol["split"], protocol["seeds"], protocol["checkpoint"]["step"])
         return found == asked and known == [judge.n, judge.training]
-
-    def _noted(self, cell: Cell) -> bool:
-        return (self.folder(cell) / "judge.json").is_file()
 
     # ---- running them ----------------------------------------------------------------------------------------------
 

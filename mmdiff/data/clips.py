@@ -114,7 +114,11 @@ class Clips:
             raise UserError(f"data.caption is random or first, not {caption!r}.")
         self.path, self.seed, self.caption, self.cache, self.buckets = path, seed, caption, cache, buckets
         if latents is not None and buckets is not None:
-            raise UserError("data.latents are of one shape; leave data.buckets out.")
+            raise UserError(
+                "data.latents with data.buckets: tools/encode.py encodes every clip in one shape, data.frames at data.fps "
+                "and data.size, so its folder holds no bucket to read from. Leave data.buckets out to train on that "
+                "shape, or data.latents to train on the files in many."
+            )
         self.stored = None if latents is None else Latents(latents, split, self.policy, seed)
         self.entries = read_entries(path, split) if self.stored is None else self.stored.entries
         self.bad: list[dict[str, str]] = []

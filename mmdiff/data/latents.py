@@ -24,11 +24,14 @@ from torch import Tensor, nn
 from mmdiff.batch import Batch, ClipShape
 from mmdiff.data.manifest import Entry
 from mmdiff.data.media import BadMedia
-from mmdiff.data.shards import content, opened, read_json, sha256, written
+from mmdiff.data.shards import ROWS, content, opened, read_json, sha256, written
 from mmdiff.data.window import Policy
 from mmdiff.errors import UserError
 
 PLAN, CODECS = "plan.json", "codecs.safetensors"
+SETTLED = {"codecs": {str: str}, "texts": {str: str}, "frame": bool, "sets": {str: {}}}  # what a plan says
+AGAIN = "Run tools/encode.py again."
+INDEX = {"plan": str, "shards": [[str]], "rows": ROWS, "views": int, "step": int}
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,14 @@ class Latents:
         path = self.folder / PLAN
         if not path.is_file():
             raise UserError(f"data.latents: {folder} holds no {PLAN}. Make it with tools/encode.py --out {folder}.")
-        self.plan = read_json(path)
+        self.plan = read_json(path, SETTLED)
         self._match(transform(policy, seed))
-        index = read_json(self._index(), named=True)
+        index = read_json(self._index(), INDEX, named=True)
         if index["plan"] != sha256(path.read_text(encoding="utf-8")):
-            raise UserError(f"{path} is not the plan that {self.split} was encoded by. Run tools/encode.py again.")
+            raise UserError(f"{path} is not the plan that {self.split} was encoded by. {AGAIN}")
         self.shards, self.rows, self.views, self.step = index["shards"], index["rows"], index["views"], index["step"]
+        if not self._complete():
+            raise UserError(f"{self._index()} is damaged: its rows are not those of its shards. {AGAIN}")
         firsts = self.rows[:: self.views]
         self.entries = [Entry(row["id"], None, None, tuple(row["captions"])) for row in firsts]
         self._places = {entry.id: place for place, entry in enumerate(self.entries)}
@@ -66,16 +71,23 @@ class Latents:
         place = self._places[name] * self.views + epoch % self.views
         row, (number, k) = self.rows[place], divmod(place, self.step)
         if "bad" in row:
-            raise BadMedia(row["bad"])
+            raise BadMedia(str(row["bad"]))
         file, header = self.shards[number]
         shard = opened(self.folder / self.split / file, header)
         latents = {modality: shard[f"{k}.{modality}"] for modality in self.plan["codecs"]}
         embedded = {
-            voice: {said: shard[f"text.{i}.{shard.texts[said]}"] for said in {text, ""}}
+            voice: {said: shard[f"text.{i}.{shard.texts.get(said, said)}"] for said in {text, ""}}
             for i, voice in enumerate(self.plan["texts"])
         }
         frame = shard[f"{k}.frame"] if self.plan["frame"] else None
         return Encoded(latents, embedded, row.get("motion"), frame, self.shape), row["valid"]
+
+    def _complete(self) -> bool:
+        """Whether every row has its place in a shard, and says what it holds."""
+        whole = self.views > 0 and self.step > 0 and len(self.rows) % self.views == 0
+        places = all(len(shard) == 2 and Path(shard[0]).name == shard[0] for shard in self.shards)
+        said = all("bad" in row or isinstance(row.get("valid"), dict) for row in self.rows)
+        return whole and places and said and len(self.rows) <= self.step * len(self.shards)
 
     # ---- does it fit -----------------------------------------------------------------------------------------------
 

@@ -17,11 +17,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mmdiff import records
 from mmdiff.errors import UserError
 
 KEY = "shard"  # of the only entry in a file's metadata: several are written in random order
 OPEN = 64  # shards that a process keeps open
 Header = dict[str, Any]
+ROWS = [{"id": str, "captions": [str]}]
+HEADER = {"digests": {str: str}, "texts": [str], "rows": ROWS, "sources": [{"id": str}]}
 
 
 def sha256(text: str) -> str:
@@ -52,11 +55,11 @@ class Shard:
         try:
             self.file = safe_open(path, framework="pt")
             self.text: str = (self.file.metadata() or {}).get(KEY, "")
-            self.header: Header = json.loads(self.text)
-            self.digests: dict[str, str] = self.header["digests"]
-            self.texts = {text: k for k, text in enumerate(self.header["texts"])}
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            self.header: Header = records.parsed(self.text, HEADER)
+        except (OSError, SafetensorError, ValueError) as error:
             raise self.damaged(f"it cannot be read ({str(error)[:200]})") from None
+        self.digests: dict[str, str] = self.header["digests"]
+        self.texts = {text: k for k, text in enumerate(self.header["texts"])}
         if expected is not None and sha256(self.text) != expected:
             raise self.damaged("its header does not have the hash that the index says")
 
@@ -93,13 +96,9 @@ def fault(path: Path) -> str | None:
     return None
 
 
-def read_json(path: Path, *, named: bool = False) -> Any:
-    """The value in a file; `named`: whose name ends in the beginning of the hash of its text."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({str(error)[:200]}). Run tools/encode.py again.") from None
-    if named and not sha256(text).startswith(path.stem.rpartition("-")[2]):
+def read_json(path: Path, shape: Any, *, named: bool = False) -> Any:
+    """The value in a file; `named`: whose name ends in the beginning of the hash of its text. Raises UserError."""
+    value = records.read(path, shape, again="Run tools/encode.py again.")
+    if named and not sha256(path.read_text(encoding="utf-8")).startswith(path.stem.rpartition("-")[2]):
         raise UserError(f"{path} is damaged: it does not have the hash that is its name. Run tools/encode.py again.")
     return value

@@ -25,6 +25,7 @@ REFUSED = {
     b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe", b"7": "reserved",
     b"S": "a sparse file", b"g": "a header for all members", b"K": "a link with a long name",
 }  # fmt: skip
+LARGEST = 1 << 60  # bytes of a member, which a file can be positioned at
 LARGEST_HEADER = 1 << 16  # bytes of a header that holds a long name
 
 
@@ -155,6 +156,8 @@ def _walk(file: BinaryIO, archive: Path) -> Iterator[tuple[str, Place]]:
                 what = REFUSED.get(kind, f"of the unknown kind {kind!r}")
                 raise UserError(f"{archive}: '{name}' is {what}. Only files and folders are taken: pack it again.")
             count = stated if stated is not None else count
+            if count >= LARGEST:
+                raise UserError(f"{archive}: '{name}' states {count} bytes, more than any file has.")
             if kind != FOLDER and not name.endswith("/"):
                 yield name, Place(offset, count)
             long = stated = None

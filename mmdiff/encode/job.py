@@ -20,7 +20,7 @@ from mmdiff import build
 from mmdiff.batch import Batch
 from mmdiff.conditioners import Frame, FrameTokens, HFText
 from mmdiff.data.clips import Clips
-from mmdiff.data.latents import CODECS, PLAN, fingerprint, transform, weights
+from mmdiff.data.latents import CODECS, PLAN, SETTLED, fingerprint, transform, weights
 from mmdiff.data.shards import read_json, sha256, written
 from mmdiff.encode.ledger import in_turn, publish
 from mmdiff.errors import UserError
@@ -137,7 +137,7 @@ def settle(job: Job) -> list[tuple[str, int]]:
     made, path = Bench(job), job.folder / CODECS
     job.folder.mkdir(parents=True, exist_ok=True)
     with in_turn(job.folder / "settle", begins=""):
-        before = read_json(job.plan) if job.plan.is_file() else None
+        before = read_json(job.plan, SETTLED) if job.plan.is_file() else None
         _load(made, path)
         plan = _plan(made, before)
         if before is not None and (changed := differences(before, plan)):

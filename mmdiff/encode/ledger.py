@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
+from mmdiff import records
 from mmdiff.files import replacing
 
 PATIENCE = 120.0  # seconds of silence after which a claim from elsewhere is nobody's
@@ -79,18 +80,18 @@ def _take(claim: Path) -> bool:
 def _abandoned(claim: Path) -> bool:
     try:
         silent = time.time() - claim.stat().st_mtime > PATIENCE
-        owner = json.loads(claim.read_text(encoding="utf-8"))
-        return silent or (owner["host"] == socket.gethostname() and not _alive(int(owner["pid"])))
+        owner = records.parsed(claim.read_text(encoding="utf-8"), {"host": str, "pid": int})
+        return silent or (owner["host"] == socket.gethostname() and not _alive(owner["pid"]))
     except FileNotFoundError:
         return True
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return silent  # half written, perhaps this very moment
 
 
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mmdiff import build
+from mmdiff import build, records
 from mmdiff.batch import ClipShape
 from mmdiff.errors import UserError
 from mmdiff.evaluate import protocol
@@ -32,6 +32,15 @@ from mmdiff.train.settings import Sample
 
 Pair = tuple[Clip, Clip, dict[str, Any]]
 NONE: Mapping[str, str | Path] = MappingProxyType({})
+INTERVAL = {"value": records.MAYBE, "low": records.MAYBE, "high": records.MAYBE}
+RESULT = {  # of a run, as `read` wants it
+    "protocol": {
+        "checkpoint": {"step": int}, "prompts_hash": str, "preprocessing_hash": str, "n": int, "split": str,
+        "modalities": [str], "seeds": [int],
+    },
+    "rows": {"model": {str: INTERVAL}},
+    "per_clip": {"prompts": [str], "ids": [str], "values": {str: [records.MAYBE]}},
+}  # fmt: skip
 OWN = Settings()  # the run's own choices
 
 
@@ -147,6 +156,12 @@ def shape_of(data: Mapping[str, Any]) -> ClipShape:
 def write(result: dict[str, Any], out: str | Path) -> None:
     """The result as a JSON file, whole or not at all."""
     write_text(out, json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A result that `write` wrote, of a run. Raises UserError where it is damaged."""
+    result: dict[str, Any] = records.read(path, RESULT, again="Judge the run again: tools/evaluate.py.")
+    return result
 
 
 def _dreamt(

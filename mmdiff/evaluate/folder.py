@@ -7,11 +7,11 @@ evaluation with its name, because a score over what was left would be a better o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from math import floor
 from pathlib import Path
 
+from mmdiff import records
 from mmdiff.batch import ClipShape
 from mmdiff.data import apart
 from mmdiff.data.manifest import Entry, read_entries
@@ -57,10 +57,8 @@ def caption(entry: Entry) -> str:
     side = source.with_suffix(".json") if source is not None else None
     if side is None or not side.is_file():
         return ""
-    try:
-        return str(json.loads(side.read_text(encoding="utf-8"))["prompt"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{side} is no side file of a clip: it has to be a JSON object with a `prompt`.") from None
+    again = "A side file of a clip is a JSON object with a `prompt`."
+    return str(records.read(side, {"prompt": str}, again=again)["prompt"])
 
 
 def common(entries: Sequence[Entry]) -> ClipShape:

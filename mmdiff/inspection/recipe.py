@@ -44,6 +44,11 @@ def from_config(config: str, overrides: Sequence[str], path: str | Path) -> Reci
     run = build.parse(build.read(config, [*overrides, f"data.path={json.dumps(str(path))}"]))
     if build.find(run.data["kind"], "data") is not Clips:
         raise UserError(f"{config}: data.kind is {run.data['kind']}; only clips can be inspected.")
+    if run.data.get("latents") is not None:
+        raise UserError(
+            f"data.latents is {run.data['latents']}: a training on latents reads no clip, and what tools/encode.py "
+            "could not read is named in its output and its index. To look at what it read, add data.latents=null."
+        )
     with torch.device("meta"):
         system = build.make_system(run)
     data = {name: p.default for name, p in inspect.signature(Clips).parameters.items()} | run.data

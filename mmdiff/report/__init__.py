@@ -47,6 +47,6 @@ def _lead(folder: Path) -> str:
     rows = learning.read_log(folder)
     if not rows:
         return "No log of training lies here: the run has not begun, or this is an exported one."
-    taken = [row["step_s"] for row in rows if "step_s" in row]
+    taken = learning.seconds(rows)
     pace = f", {sum(taken) / len(taken):.2f} s a step (mean of the logged ones)" if taken else ""
     return f"{rows[-1]['step']:,} steps{pace}."

@@ -6,7 +6,6 @@ nothing of how it was made.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdiff import records
 from mmdiff.data import apart
 from mmdiff.errors import UserError
 from mmdiff.metrics import faithfulness
@@ -28,6 +28,14 @@ LABELS = {"count": "count", "colour_count": "colours", "shape": "shape", "size":
 LABELS |= {"bounces": "bounces", "timbre": "sound"}
 
 
+SIDE = {
+    "prompt": str, "run": str, "file": str, "checkpoint": {"step": int}, "frames": int, "fps": records.NUMBER,
+    "samples": int, "rate": int,
+}  # fmt: skip
+AGAIN = "Make the clips again with tools/sample_video.py."
+LONGEST = 1 << 30  # frames or samples of a clip
+
+
 @dataclass(frozen=True)
 class Gallery:
     """What one model made of a list of prompts: a folder of `tools/sample_video.py`."""
@@ -38,7 +46,7 @@ class Gallery:
 
 def read(folder: Path) -> Gallery:
     """Collect the clips of a folder by their side files; UserError where there is none."""
-    sides = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.json"))]
+    sides = [_side(path) for path in sorted(folder.glob("[0-9]*.json"))]
     if not sides:
         raise UserError(
             f"{folder} holds no clips with .json side files. Make some: tools/sample_video.py RUN --out {folder}"
@@ -49,6 +57,16 @@ def read(folder: Path) -> Gallery:
         if side["checkpoint"]["step"] == newest:
             clips.setdefault(side["prompt"], (folder / side["file"], side))
     return Gallery(sides[-1]["run"], clips)
+
+
+def _side(path: Path) -> dict[str, Any]:
+    """A side file whose numbers can be those of a clip, and whose clip lies beside it."""
+    side: dict[str, Any] = records.read(path, SIDE, again=AGAIN)
+    able = 0 <= side["frames"] < LONGEST and 0 <= side["samples"] < LONGEST
+    able = able and (not side["frames"] or 1e-3 < side["fps"] < 1e6) and (not side["samples"] or 0 < side["rate"] < 1e6)
+    if not able or Path(side["file"]).name != side["file"]:
+        raise UserError(f"{path} describes no clip beside it: look at its frames, fps, samples, rate and file. {AGAIN}")
+    return side
 
 
 def section(galleries: Sequence[Gallery]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mmdiff import records
 from mmdiff.report import figures
 from mmdiff.train.log import flat
 
@@ -16,11 +17,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     path = folder / "log.jsonl"
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
+        with suppress(ValueError):
+            rows.append(records.parsed(line, {"step": int}))
+    return sorted(rows, key=lambda row: int(row["step"]))
+
+
+def seconds(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """What the logged steps took."""
+    return [row["step_s"] for row in rows if isinstance(row.get("step_s"), float)]
 
 
 def section(folder: Path) -> str:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmdiff import __version__
+from mmdiff import __version__, records
 from mmdiff.config import dump
 from mmdiff.errors import NoSoundCheckpoint, UserError
 from mmdiff.files import flush
@@ -32,6 +32,8 @@ from mmdiff.train.ranks import Ranks
 PATIENCE = 3  # saves that may fail in a row
 MARGIN = 1 << 20  # bytes to leave free beside the checkpoint itself
 Manifest = dict[str, Any]
+SAID = {"step": int, "files": {str: {"bytes": int, "sha256": str}}, "updates": {str: int}, "kinds": [str]}
+REMEMBERED = {"recent": [float], "strikes": int, "spikes": int}  # see health.py
 
 
 class Checkpoints:
@@ -196,15 +198,14 @@ def numbered(folder: Path) -> list[Path]:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest; ValueError if it does not say what a manifest says, or not what it said when it was written."""
-    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or not {"step", "files", "updates", "kinds"} <= manifest.keys():
-        raise ValueError("it is incomplete")
+    manifest: Manifest = records.parsed((path / "manifest.json").read_text(encoding="utf-8"), SAID)
     if manifest.pop("sha256", None) not in (None, seal(manifest)):  # older checkpoints have no seal
         raise ValueError("it does not have the hash that it was written with")
     if snapshot.MODEL not in manifest["files"] or any(Path(name).name != name for name in manifest["files"]):
         raise ValueError("it names other files than a checkpoint has")
-    if not isinstance(manifest["step"], int) or not isinstance(manifest["updates"], dict):
-        raise ValueError("it counts no steps")
+    notes = manifest.get("notes", {})
+    for fault in records.faults(notes, {name: kind for name, kind in REMEMBERED.items() if name in notes}, "notes"):
+        raise ValueError(fault)
     return manifest
 
 

@@ -121,6 +121,11 @@ def test_buckets_are_those_of_training(folder: Path) -> None:
     assert small.outlook.problem is not None and "does not hold" in summary(small)
 
 
+def test_a_training_on_latents_reads_no_clips(folder: Path) -> None:
+    with pytest.raises(UserError, match="data.latents is encoded: .* add data.latents=null"):
+        inspect(folder, config=str(ROOT / "configs/folder.yaml"), overrides=["data.latents=encoded"], progress=False)
+
+
 def test_a_part_of_the_clips(folder: Path) -> None:
     options = [*(f"data.{key}={value}" for key, value in SHAPE.items()), "data.split=null", "batch=4", "steps=30"]
     few = inspect(folder, config=str(ROOT / "configs/folder.yaml"), overrides=options, count=4, progress=False)
