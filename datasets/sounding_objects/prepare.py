@@ -24,7 +24,7 @@ from mmdiff.progress import cores
 if TYPE_CHECKING:
     from mmdiff.world.clip import Clip
 
-VERSION = 1  # of the world: a change that alters any clip's bytes raises it
+VERSIONS = {"ci": 1, "cpu": 1, "gpu-s": 1, "gpu-m": 1, "gpu-l": 2}  # raised by what alters the bytes of a tier's clips
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,12 @@ class Recipe:
     tier: str
     seed: int
     binding: str
-    version: int = VERSION
+    version: int
+    rate: int | None = None  # of the sound; None is the tier's
+
+    def record(self) -> dict[str, Any]:
+        """What recipe.json says."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description="Make the data set of the sounding world: mp4, wav and manifest.jsonl."
     )
     add = parser.add_argument
-    add("--tier", default="cpu", choices=["ci", "cpu", "gpu-s", "gpu-m", "gpu-l"], help="resolution (default cpu)")
+    add("--tier", default="cpu", choices=list(VERSIONS), help="resolution (default cpu)")
     add("--clips", type=int, default=4096, metavar="N", help="training clips; the other splits scale (default 4096)")
     add("--out", required=True, metavar="DIR", help="where to write; the same command again continues")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes (default 0)")
     add("--binding", default="by_shape", choices=["by_shape", "by_material_text", "random"], help="what decides sounds")
+    add("--rate", type=int, metavar="HZ", help="of the sound, such as 44100 (default: the tier's)")
     add("--workers", type=int, default=0, metavar="N", help="processes (default: one a core)")
     return parser.parse_args(argv)
 
@@ -74,7 +80,7 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     if args.clips < 1 or args.workers < 0:
         raise UserError(f"--clips is at least 1 and --workers at least 0, not {args.clips} and {args.workers}.")
-    out, recipe = Path(args.out), Recipe(args.tier, args.seed, args.binding)
+    out, recipe = Path(args.out), Recipe(args.tier, args.seed, args.binding, VERSIONS[args.tier], args.rate)
     wanted = sizes(args.clips, args.binding)
     claim(out, recipe)
     if complete(out, wanted):
@@ -92,10 +98,10 @@ def claim(out: Path, recipe: Recipe) -> None:
         if out.is_file() or (out.is_dir() and any(out.iterdir())):
             raise UserError(f"{out} is not empty and was not made by prepare.py; give --out a new folder.")
         out.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(asdict(recipe)) + "\n")
+        mark.write_text(json.dumps(recipe.record()) + "\n")
     found = json.loads(mark.read_text() or "{}")
-    if found != asdict(recipe):
-        raise UserError(f"{out} holds clips of {found}, not of {asdict(recipe)}; give --out a new folder.")
+    if found != recipe.record():
+        raise UserError(f"{out} holds clips of {found}, not of {recipe.record()}; give --out a new folder.")
 
 
 def complete(out: Path, wanted: dict[str, int]) -> bool:
@@ -142,7 +148,7 @@ def write(job: Job) -> dict[str, Any]:
     from mmdiff.world.clip import make_clip
     from mmdiff.world.scene import TIERS
 
-    out, recipe, tier = Path(job.out), job.recipe, TIERS[job.recipe.tier]
+    out, recipe, tier = Path(job.out), job.recipe, TIERS[job.recipe.tier].at(job.recipe.rate)
     name = f"{job.split}/{job.index:06d}"
     clip = make_clip(seed=recipe.seed, index=job.index, split=job.split, tier=tier, binding=recipe.binding)
     sound = torch.from_numpy(clip.audio)[None]  # (1 n)
@@ -171,6 +177,7 @@ def row(job: Job, clip: Clip, name: str, digest: str) -> dict[str, Any]:
         "events": [{"t": event.t, "type": "impact", "object": event.object} for event in clip.events],
         "scene": clip.scene.to_json(),
         "sha256": digest,
+        **({} if tier.view == "plain" else {"camera": clip.camera.round(6).tolist()}),
     }
 
 

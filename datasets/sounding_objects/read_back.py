@@ -24,15 +24,17 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Measure the readers on renders of the sounding world.")
     parser.add_argument("--clips", type=int, default=200, metavar="N", help="scenes a row (default 200)")
     parser.add_argument("--tiers", nargs="+", default=["ci", "cpu", "gpu-s", "gpu-m"], metavar="TIER")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)}")
+    parser.add_argument("--rate", type=int, metavar="HZ", help="of the sound (default: the tier's)")
     args = parser.parse_args(argv)
     print("| tier, way | " + " | ".join(COLUMNS) + " | impacts F1, MAE | onsets F1, MAE | sync F1 |")
     print("| --- |" + " ---: |" * (len(COLUMNS) + 3))
     for tier in args.tiers:
-        for way in WAYS:
-            print(line(tier, way, args.clips), flush=True)
+        for way in args.ways:
+            print(line(tier, way, args.clips, args.rate), flush=True)
 
 
-def line(tier: str, way: str, number: int) -> str:
+def line(tier: str, way: str, number: int, rate: int | None = None) -> str:
     """One row of the table."""
     import numpy as np
 
@@ -41,7 +43,7 @@ def line(tier: str, way: str, number: int) -> str:
     from mmdiff.world.clip import make_clip
     from mmdiff.world.scene import SPLITS, TIERS, truth
 
-    grid, marks, found = TIERS[tier], [], []
+    grid, marks, found = TIERS[tier].at(rate), [], []
     for i in range(number):
         clip = make_clip(seed=77, index=i, split=SPLITS[i % 6], tier=grid)
         reading = read(*spoil(clip, way, i), fps=grid.fps, rate=grid.rate)

@@ -50,6 +50,11 @@ def _bands(rate: int, width: int) -> Floats:
     return weights / np.maximum(weights.sum(axis=0), 1.0)
 
 
+def seconds_a_hop(rate: int) -> float:
+    """A hop is a whole number of samples: at 44.1 kHz 176 of them, and 5 s of 4 ms would be 11 ms late."""
+    return max(1, round(HOP * rate)) / rate
+
+
 def spectrogram(audio: ArrayLike, rate: int) -> Floats:
     """Hann power spectrogram, frame j centred on sample j * hop, full-scale sine about 0 dB -> (frames, bins)."""
     hop, width = max(1, round(HOP * rate)), max(8, round(WINDOW * rate))
@@ -100,7 +105,7 @@ def read_onsets(audio: ArrayLike, rate: int) -> list[float]:
         left, top, right = (float(rise[i]) if 0 <= i < len(rise) else 0.0 for i in (index - 1, index, index + 1))
         bend = left - 2 * top + right
         shift = float(np.clip(0.5 * (left - right) / bend, -0.5, 0.5)) if bend < 0 else 0.0
-        times.append(max(0.0, (index + shift) * HOP + LATE))
+        times.append(max(0.0, (index + shift) * seconds_a_hop(rate) + LATE))
     return times
 
 
@@ -129,8 +134,9 @@ def read_timbre(audio: ArrayLike, rate: int, t: float) -> tuple[str, str]:
 
 def _identify(spectrum: Floats, rate: int, t: float, end: float) -> tuple[str, str]:
     """The most similar voice from the onset on, up to the next one, less what rang before."""
-    first = round(t / HOP)
-    stop = min(first + LISTEN, len(spectrum), max(first + 6, round(min(end, 1e6) / HOP) - 3))
+    hop = seconds_a_hop(rate)
+    first = round(t / hop)
+    stop = min(first + LISTEN, len(spectrum), max(first + 6, round(min(end, 1e6) / hop) - 3))
     heard = spectrum[first:stop]
     before = spectrum[max(0, first - 8) : max(0, first - 4)]
     heard = np.maximum(heard - (before.mean(axis=0) if len(before) else 0.0), 0.0)

@@ -2,10 +2,10 @@
 
 The one idea: the grammar of scenes is the specification, so any clip - rendered, blurred, generated - is explained by
 it. A colour is a ray from the background in RGB; the projection on it is a soft mask, whose centre is a sub-pixel
-position and whose form is compared with sub-pixel templates, all frames having a vote; the track of centres is cut into
-arcs (`arcs.py`). What cannot be explained is not reported, so a broken clip reads as wrong facts and never as an
-exception. Lengths are in canvas heights unless they say pixels; x points right, y down; frame k is shown at
-(k + .5) / fps.
+position and whose form is compared with sub-pixel templates, all frames having a vote; the track of centres, less what
+the camera shakes (`steady.py`), is cut into arcs (`arcs.py`). What cannot be explained is not reported, so a broken
+clip reads as wrong facts and never as an exception. Lengths are in canvas heights unless they say pixels; x points
+right, y down; frame k is shown at (k + .5) / fps.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmdiff.world.arcs import follow
+from mmdiff.world.steady import camera
 from mmdiff.world.things import CANVAS, COLOURS, SHAPES, SIZES
 
 Floats = NDArray[np.float32]
@@ -37,7 +38,7 @@ class SeenObject:
     colour: str
     shape: str
     size: str
-    track: NDArray[np.float64]  # (t, 2) centre x, y in canvas heights, nan where the object is not seen
+    track: NDArray[np.float64]  # (t, 2) centre x, y in canvas heights as if the camera stood, nan where it is not seen
     motion: str
     direction: str | None
     impacts: tuple[float, ...]
@@ -90,12 +91,13 @@ def read_objects(video: ArrayLike, fps: float) -> list[SeenObject]:
     along, own = amounts(x)
     unit = x.shape[1] / CANVAS
     found: list[SeenObject] = []
+    moved = camera(x, np.any(own, axis=1)) / x.shape[1]  # t 2
     solid = np.maximum(own - SOLID, 0.0).sum(axis=1)  # t h w
     for c, name in enumerate(NAMES):
         if own[:, c].any():
             other = solid > np.maximum(own[:, c] - SOLID, 0.0)  # a neighbour, whose colour has a share in this ray too
             mine = np.where(other, np.float32(0.0), along[:, c])
-            found.extend(_of_colour(name, mine, edged(own[:, c], mine), unit, fps))
+            found.extend(_of_colour(name, mine, edged(own[:, c], mine), moved, unit, fps))
     return found
 
 
@@ -107,7 +109,9 @@ def edged(own: Floats, along: Floats) -> Floats:
     return np.where(beside, np.clip(along, 0.0, 1.0), own)
 
 
-def _of_colour(name: str, along: Floats, own: Floats, unit: float, fps: float) -> list[SeenObject]:
+def _of_colour(
+    name: str, along: Floats, own: Floats, moved: NDArray[np.floating], unit: float, fps: float
+) -> list[SeenObject]:
     """The objects of one colour: the heaviest mass of each frame, then what is left beside it, if that is one too."""
     found: list[SeenObject] = []
     least = LEAST * np.pi * (SIZES["small"] * unit) ** 2
@@ -121,7 +125,7 @@ def _of_colour(name: str, along: Floats, own: Floats, unit: float, fps: float) -
         shape, size, likeness = read_shape(along[seen], centre[seen], unit)
         if likeness < LIKE:
             return found
-        track = np.where(seen[:, None], (centre + 0.5) / own.shape[1], np.nan)
+        track = np.where(seen[:, None], (centre + 0.5) / own.shape[1] + moved, np.nan)
         motion, direction, hits = follow(track, fps)
         found.append(SeenObject(name, shape, size, track, motion, direction, hits))
         own = np.where(near, np.float32(0.0), own)

@@ -1,8 +1,9 @@
-"""Pictures of a scene: shapes of one colour on a plain ground, without aliasing, at the frame's centre in time.
+"""Pictures of a scene: shapes of one colour on a ground, without aliasing, at the frame's centre in time.
 
 The one idea: a shape is a width at every height, so its coverage of pixels is exact along a scan line, and four lines
 a pixel are averaged, in a small window around the object and for all frames at once. Frame k shows the scene at
-(k + 0.5) / fps. Shapes touch a surface with their bounding box, so that the picture and the impacts agree.
+(k + 0.5) / fps. Shapes touch a surface with their bounding box, so that the picture and the impacts agree. A tier may
+look at the scene with texture, light and a shaking camera (`view.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from mmdiff.world.physics import position, radius
 from mmdiff.world.things import CANVAS, COLOURS, Object, Scene, Tier
+from mmdiff.world.view import View, view_of
 
 LINES = 4  # scan lines a pixel
 _AT_ONCE = 2**17  # pixels, so that what is at hand stays in the cache
@@ -19,20 +21,25 @@ _AT_ONCE = 2**17  # pixels, so that what is at hand stays in the cache
 
 def render(scene: Scene, tier: Tier) -> NDArray[np.uint8]:
     """The clip's frames -> (t h w 3) uint8, later objects before earlier ones."""
-    times = (np.arange(tier.frames) + 0.5) / tier.fps
+    times, view = (np.arange(tier.frames) + 0.5) / tier.fps, view_of(scene, tier.view)
     parts = np.array_split(times, -(-tier.frames * tier.size**2 // _AT_ONCE))
-    return np.concatenate([_frames(scene, part, tier.size) for part in parts])  # (t h w c)
+    return np.concatenate([_frames(scene, view, part, tier.size) for part in parts])  # (t h w c)
 
 
-def _frames(scene: Scene, times: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+def _frames(scene: Scene, view: View, times: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
     scale = size / CANVAS
     pad = max([_window(thing, scale) for thing in scene.objects], default=0)
-    side = size + 2 * pad
+    side, camera = size + 2 * pad, view.camera(times)  # t 2
     frames = np.empty((len(times), side, side, 3), np.float32)  # (t h w c)
     frames[:] = np.asarray(scene.background, np.float32)
+    seen = (np.arange(-pad, size + pad) + 0.5) / scale  # canvas units of the picture's rows and columns
+    for frame, (x, y) in zip(frames, camera, strict=True):
+        frame += view.grain(seen + x, seen + y)
     for thing in scene.objects:
         x, y = position(thing, times)
-        _paint(frames, thing, x * scale + pad, y * scale + pad, scale)
+        _paint(frames, thing, (x - camera[:, 0]) * scale + pad, (y - camera[:, 1]) * scale + pad, scale)
+    for frame, t in zip(frames, times, strict=True):
+        frame *= view.light(t, seen, seen)
     return np.rint(frames[:, pad : side - pad, pad : side - pad] * 255).astype(np.uint8)
 
 

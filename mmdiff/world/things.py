@@ -8,10 +8,13 @@ section 4.7.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from mmdiff.errors import UserError
 
 CANVAS = 32.0
+LOWEST_RATE, HIGHEST_RATE = 8000, 48000  # Hz; the highest partial of a voice lies at 3.75 kHz
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (1.0, 0.1, 0.1),
     "green": (0.1, 0.9, 0.1),
@@ -37,13 +40,14 @@ HELD_OUT_BINDINGS = frozenset([("wood", "circle"), ("click", "square"), ("bell",
 
 @dataclass(frozen=True)
 class Tier:
-    """A resolution: `size` pixels a side, `frames` at `fps` per second, `rate` audio samples per second."""
+    """A resolution: `size` pixels a side, `frames` at `fps` a second, `rate` audio samples a second, and its view."""
 
     name: str
     size: int
     frames: int
     fps: float
     rate: int
+    view: Literal["plain", "live"] = "plain"
 
     @property
     def seconds(self) -> float:
@@ -54,6 +58,12 @@ class Tier:
     def samples(self) -> int:
         """Length of a clip in audio samples."""
         return round(self.seconds * self.rate)
+
+    def at(self, rate: int | None) -> Tier:
+        """The same clips with sound at another rate; None leaves it. Raises UserError below what the voices need."""
+        if rate is not None and not LOWEST_RATE <= rate <= HIGHEST_RATE:
+            raise UserError(f"A sound rate of {rate} Hz is outside {LOWEST_RATE} to {HIGHEST_RATE} Hz.")
+        return self if rate is None else replace(self, rate=rate)
 
     def to_json(self) -> dict[str, Any]:
         """The tier as a JSON object."""
@@ -72,7 +82,7 @@ TIERS: dict[str, Tier] = {
         Tier("cpu", 32, 16, 8.0, 8000),
         Tier("gpu-s", 64, 32, 16.0, 16000),
         Tier("gpu-m", 128, 48, 24.0, 16000),
-        Tier("gpu-l", 256, 121, 24.0, 16000),
+        Tier("gpu-l", 256, 121, 24.0, 16000, "live"),
     )
 }
 
