@@ -51,7 +51,7 @@ class Block(nn.Module):
     At initialisation both halves are the identity: modulation gates and the text output are zero.
     """
 
-    hot = ("attend", "feed")  # the methods that are worth compiling
+    hot = ("attend", "feed")  # the methods that are worth compiling, or computing twice to save memory
 
     def __init__(
         self,

@@ -45,6 +45,8 @@ class Crossing(nn.Module):
     keys by the time of their tokens (layers/rope.py); `none` leaves them as MM-Diffusion does.
     """
 
+    again = ("forward",)  # worth computing twice to save memory; the shift is drawn before
+
     def __init__(self, widths: Mapping[str, int], *, heads: int, groups: int, span: int, clock: str) -> None:
         super().__init__()
         self.heads, self.span, self.clock = heads, span, clock

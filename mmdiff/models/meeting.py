@@ -199,7 +199,7 @@ class Passing(nn.Module):
 class Meeting(nn.Module):
     """One meeting along a graph; all read the state before any has written."""
 
-    hot = ("forward",)  # the methods that are worth compiling
+    hot = ("forward",)  # as in block.py
     read: Mapping[str, Reading]
 
     def __init__(self, widths: Mapping[str, int], graph: Graph, *, heads: int, gate: Gate) -> None:

@@ -58,6 +58,8 @@ class Style:
 class Row(nn.Module):
     """A residual block, then attention; with time mixed in behind each of them where the style says so."""
 
+    again = ("forward",)  # worth computing twice to save memory; compiled it would be anew for every width
+
     def __init__(self, channels: int, out: int, *, heads: int, style: Style) -> None:
         super().__init__()
         self.width, mixed = out, style.temporal == "mixed"

@@ -11,10 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmdiff.batch import Batch
 from mmdiff.errors import UserError
@@ -185,6 +187,8 @@ def make(run: Run, system: Any, ranks: Ranks) -> Engine:
         )
     if run.engine.compile:
         compile_blocks(system)
+    if run.engine.checkpoint_activations:
+        recompute_blocks(system)
     if not ranks.launched:
         return Torch(run, system, ranks)
     from mmdiff.train.zero import DeepSpeed
@@ -194,6 +198,23 @@ def make(run: Run, system: Any, ranks: Ranks) -> Engine:
 
 def compile_blocks(system: nn.Module) -> None:
     """Compile the methods that modules name as `hot`; lengths of text that vary become dynamic by themselves."""
-    for module in system.modules():
-        for name in getattr(module, "hot", ()):
-            setattr(module, name, torch.compile(getattr(module, name)))
+    _wrap(system, torch.compile, "hot")
+
+
+def recompute_blocks(system: nn.Module) -> None:
+    """Keep of methods `hot` or `again` what goes in, and compute the rest in the backward pass (Chen et al. 2016).
+
+    They draw nothing (what is random is drawn before and handed in), so the second pass equals the first.
+    """
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    twice = partial(partial, checkpoint, **options)  # method -> checkpoint(method, ...)
+    if not _wrap(system, twice, "hot", "again"):
+        raise UserError("engine.checkpoint_activations: this system has no blocks that can be computed twice.")
+
+
+def _wrap(system: nn.Module, wrapped: Callable[[Any], Any], *kinds: str) -> int:
+    """Replace the methods that modules name under any of `kinds` -> how many."""
+    found = [(module, name) for module in system.modules() for kind in kinds for name in getattr(module, kind, ())]
+    for module, name in found:
+        setattr(module, name, wrapped(getattr(module, name)))
+    return len(found)

@@ -31,6 +31,7 @@ class Engine:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # bf16 is autocast over float32 weights
     workers: int = 0  # loader processes a rank; 0 loads in the training process
     compile: bool = False  # torch.compile the blocks: a slow first step, then faster ones; rounding may differ
+    checkpoint_activations: bool = False  # compute blocks a second time in the backward pass instead of keeping them
     threads: int = 0  # CPU threads a rank; 0 leaves torch's choice
     timeout: float = 600.0  # seconds after which a rank that hears nothing from the others gives up
 

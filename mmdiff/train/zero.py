@@ -26,6 +26,7 @@ OURS = {
     "fp16": "training uses bf16 autocast over float32 weights: engine.precision=bf16",
     "bf16": "weights stay float32 under bf16 autocast: engine.precision=bf16",
     "torch_autocast": "engine.precision sets it",
+    "activation_checkpointing": "engine.checkpoint_activations=true does it, block by block, without DeepSpeed",
     "data_types": "gradients are accumulated in float32",
 }
 Tree = dict[str, Any]

@@ -63,11 +63,15 @@ class Codec(nn.Module):
         return bool(self.scale > 0)
 
 
+class Block(nn.Sequential):
+    again = ("forward",)
+
+
 class Net(nn.Module):
     def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.enter = nn.Linear(12, width)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Linear(width, width)) for _ in range(3))
+        self.blocks = nn.ModuleList(Block(nn.SiLU(), nn.Linear(width, width)) for _ in range(3))
         self.modulation = nn.Linear(width, width)
         self.leave = nn.Linear(width, 12)
 

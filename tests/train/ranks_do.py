@@ -111,6 +111,8 @@ def main(folder: Path) -> None:
         aside = fakes.Run(str(folder / f"aside{stage}"), accumulate=2, engine=engine(folder, stage, offload=True))
         codes[f"begun{stage}"] = fakes.train(aside, stop=Asked(joined)) - STOPPED
         codes[f"aside{stage}"] = fakes.train(aside)
+        twice = replace(engine(folder, stage), checkpoint_activations=True)
+        codes[f"twice{stage}"] = fakes.train(fakes.Run(str(folder / f"twice{stage}"), accumulate=2, engine=twice))
     low = fakes.Run(str(folder / "bf16"), engine=engine(folder, 3, "bf16"))
     codes["bf16"] = fakes.train(low)
     muon = fakes.Run(str(folder / "muon"), optimizer=Optimizer(kind="muon"), engine=engine(folder, 0))

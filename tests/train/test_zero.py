@@ -163,6 +163,11 @@ def test_moments_on_the_cpu_learn_the_same_across_a_stop(folder, stage):
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_computing_blocks_twice_learns_the_same_bit_for_bit(folder, stage):
+    assert fakes.hashes(folder / f"twice{stage}" / LAST) == fakes.hashes(folder / f"whole{stage}" / LAST)
+
+
 def test_going_back_after_a_spike_equals_leaving_the_steps_out(folder):
     (told,) = [line for line in lines(folder / "back") if "spike" in line]
     assert (told["step"], told["rolled_back_to"]) == (26, 24)
@@ -211,6 +216,7 @@ def test_the_json_goes_through_and_the_run_fills_in_its_sizes(tmp_path):
         ({"scheduler": {"type": "WarmupLR"}}, "remove the key 'scheduler'"),
         ({"bf16": {"enabled": True}}, "engine.precision=bf16"),
         ({"fp16": {"enabled": True}}, "engine.precision=bf16"),
+        ({"activation_checkpointing": {"cpu_checkpointing": True}}, "engine.checkpoint_activations=true"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offload_param to nvme"),
         ([], "JSON object"),
     ],
