@@ -19,8 +19,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from mmdiff.config import overlay, read
+from mmdiff.config import overlay
 from mmdiff.errors import UserError
+from mmdiff.kinds import read
 from mmdiff.parts import PARTS
 from mmdiff.roles import answers
 from mmdiff.train.settings import Engine, Every, Health, Optimizer, Sample

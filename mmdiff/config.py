@@ -8,7 +8,7 @@ what a file may grow to is bounded.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,16 +19,23 @@ MOST = 10_000  # values of a resolved config
 DEEPEST = 50  # mappings and lists inside one another, and references to references
 REFERENCE = re.compile(r"\$\{([\w.-]+)\}")
 Tree = dict[str, Any]
+Change = Callable[[Mapping[str, Any], Mapping[str, Any], str], Tree]  # a node, another kind of it, where
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Tree:
+def replaced(under: Mapping[str, Any], over: Mapping[str, Any], path: str) -> Tree:
+    """Nothing of the old kind stays."""
+    return dict(over)
+
+
+def read(path: str | Path, overrides: Sequence[str] = (), *, change: Change = replaced) -> Tree:
     """The resolved config: the file over its `base`, then the overrides, such as "system.drop=0.2".
 
-    Raises UserError for whatever is wrong in them.
+    `change` says what an override that names another `kind` does to the keys beside it. Raises UserError for whatever
+    is wrong in them.
     """
     tree = _read_file(Path(path), ())
     for item in overrides:
-        tree = overlay(tree, _override(item))
+        tree = overlay(tree, _override(item), change)
     try:
         return cast(Tree, _Resolver(tree).value(tree, "", ()))
     except UserError as error:
@@ -58,13 +65,14 @@ def dump(tree: Mapping[str, Any]) -> str:
     return cast(str, yaml.dump(dict(tree), Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
-def overlay(under: Any, over: Any) -> Any:
+def overlay(under: Any, over: Any, change: Change = replaced, path: str = "") -> Any:
     """Merge mappings key by key; another `kind` replaces the node, so that no key of the old kind stays behind."""
     if not (isinstance(under, Mapping) and isinstance(over, Mapping)):
         return over
     if "kind" in over and over["kind"] != under.get("kind", over["kind"]):
-        return dict(over)
-    return {**under, **{key: overlay(under.get(key), value) for key, value in over.items()}}
+        return change(under, over, path)
+    inner = {key: overlay(under.get(key), value, change, f"{path}.{key}".lstrip(".")) for key, value in over.items()}
+    return {**under, **inner}
 
 
 def _read_file(path: Path, above: tuple[Path, ...]) -> Tree:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmdiff import kinds
 from mmdiff.config import dump, overlay, read, spelt, spoken
 from mmdiff.errors import UserError
+from mmdiff.parts import PARTS
 
 
 def write(folder: Path, name: str = "x.yaml", text: str = "") -> Path:
@@ -242,6 +244,21 @@ def test_text_stays_text(tmp_path: Path, text: str) -> None:
 def test_a_dump_repeats_what_is_shared() -> None:
     size = [4, 6]
     assert "*" not in dump({"a": size, "b": size})
+
+
+def test_an_override_of_a_kind_keeps_what_the_other_kind_takes_too(tmp_path: Path, capsys: Any) -> None:
+    file = write(tmp_path, text="p: {kind: dit, channels: 4, width: 8, heads: 2}\noptimizer: {kind: muon, lr: 0.1}\n")
+    assert kinds.read(file, ["optimizer.kind=adamw"]) == {**read(file), "optimizer": {"kind": "adamw", "lr": 0.1}}
+    assert capsys.readouterr().err == ""
+    assert kinds.read(file, ["p.kind=unet"])["p"] == {"kind": "unet", "channels": 4, "heads": 2}
+    assert capsys.readouterr().err == "p.kind=unet leaves out width of dit\n"
+    assert kinds.read(file, ["p={kind: unet, groups: 4}"])["p"] == {"kind": "unet", "groups": 4}
+    assert kinds.read(file, ["p.kind=nonsense"])["p"] == {"kind": "nonsense"}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_every_kind_tells_which_keys_it_takes(kind: str) -> None:
+    assert not kinds.takes("p", kind, "no such key") and kinds.takes("optimizer", kind, "lr")
 
 
 @pytest.mark.parametrize("choice", [2.5, "heun", {"kind": "churn", "amount": 20, "low": 0.1}])

@@ -30,7 +30,7 @@ FLOORS = {  # a file's floor is its own, or else its folder's; any file may impo
         ],
         0,
     ),
-    **dict.fromkeys(["sampling", "losses", "guidance", "coupling.py", "tasks.py", "data", "world"], 1),
+    **dict.fromkeys(["sampling", "losses", "guidance", "coupling.py", "tasks.py", "kinds.py", "data", "world"], 1),
     **dict.fromkeys(["models", "autoencoders", "denoiser.py", "conditioners", "material.py"], 2),
     **dict.fromkeys(["systems", "metrics"], 3),
     **dict.fromkeys(["train"], 4),
