@@ -52,6 +52,7 @@ MISTAKES = [
     (["tools/inspect_data.py", "data/absent"], "data/absent"),
     (["tools/train.py", "configs/absent.yaml"], "configs/absent.yaml"),
     (["tools/train.py", "configs/sounding_objects/smoke.yaml", "system.dorp=0.2"], "dorp"),
+    (["tools/train.py", "configs/sounding_objects/smoke.yaml", "--skip-steps", '3"4'], "health.skip"),
 ]
 
 

@@ -1,6 +1,6 @@
 """Train a model, or continue: the same command goes on from the newest sound checkpoint in the run's folder.
 
-    python tools/train.py configs/sounding_objects/smoke.yaml run=runs/a steps=100
+    python tools/train.py configs/sounding_objects/smoke.yaml run=runs/a steps=100 --skip-steps 31-34,40
     deepspeed --num_gpus 8 tools/train.py configs/... engine.config=configs/deepspeed/zero2.json
 Exit codes: 0 done, 2 wrong configuration, 3 checkpoints exist but none is sound, 75 stopped by a signal after saving.
 """
@@ -19,13 +19,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, such as configs/sounding_objects/smoke.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as optimizer.lr=1e-3")
-    parser.add_argument("--deepspeed_config", metavar="JSON", help="the same as engine.config=JSON")
+    for flag, key in (("--deepspeed_config", "engine.config={}"), ("--skip-steps", 'health.skip="{}"')):
+        parser.add_argument(flag, type=key.format, dest="named", action="append", metavar="X", help=key.format("X"))
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)  # launchers may say these two
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
-    named = [f"engine.config={args.deepspeed_config}"] if args.deepspeed_config else []
     try:
-        return train(args.config, args.overrides + named)
+        return train(args.config, args.overrides + (args.named or []))
     except UserError as error:
         if os.environ.get("RANK", "0") == "0" or getattr(error, "own", False):
             print(f"error: {error}", file=sys.stderr)

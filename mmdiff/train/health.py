@@ -8,6 +8,7 @@ the checkpoints, so a resumed run judges as it would have. Leaving out the clips
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -76,9 +77,19 @@ def leapt(step: int, record: dict[str, Any]) -> UserError:
     )
 
 
-def stretches(skip: Sequence[Sequence[int]], *, after: int, steps: int) -> list[tuple[int, int]]:
+def spoken_steps(text: str) -> list[list[int]]:
+    """ "120-140,300" -> [[120, 140], [300, 300]], as `health.skip` has it; UserError for other words."""
+    found = [re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", part.strip(), re.ASCII) for part in text.split(",")]
+    pairs = [[int(match[1]), int(match[2] or match[1])] for match in found if match]
+    if len(pairs) < len(found) or any(first > last for first, last in pairs):
+        raise UserError(f"health.skip: {text[:80]!r} must name steps and stretches of them, such as 120-140,300.")
+    return pairs
+
+
+def stretches(skip: Sequence[Sequence[int]] | str, *, after: int, steps: int) -> list[tuple[int, int]]:
     """The steps after `after` without those of `skip`, each [first, last], as (the step before it, its last step)."""
     found, begin = [], after
+    skip = spoken_steps(skip) if isinstance(skip, str) else skip
     for first, last in sorted(map(tuple, skip)):
         if not 1 <= first <= last < steps:
             raise UserError(

@@ -52,7 +52,7 @@ class Health:
 
     spike: float = 5.0  # a loss of so many times the median of the last 50 is told, with its clips; 0 looks for none
     rollbacks: int = 0  # spikes after which a run goes back to its checkpoint and on without the clips since; 0 is none
-    skip: list[tuple[int, int]] = field(default_factory=list)  # steps, first and last, to leave out with their clips
+    skip: list[tuple[int, int]] | str = field(default_factory=list)  # [[120, 140]] or "120-140": steps to leave out
     rehearse: bool = True  # go through every bucket once before the first step, so that too large a one is found there
     beat: float = 5.0  # seconds between the signs of life of a rank in RUN/ranks/; 0 gives none
 

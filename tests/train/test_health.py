@@ -16,7 +16,7 @@ from mmdiff.data.plans import BucketPlan
 from mmdiff.errors import UserError
 from mmdiff.train import loop, memory, pulse
 from mmdiff.train.checkpoint import load_weights
-from mmdiff.train.health import ENOUGH, RECENT, Watch, stretches
+from mmdiff.train.health import ENOUGH, RECENT, Watch, spoken_steps, stretches
 from mmdiff.train.ranks import OwnError, Ranks
 from mmdiff.train.settings import Engine, Every, Health
 from mmdiff.train.stop import Stop
@@ -27,6 +27,14 @@ import launch
 
 def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_steps_to_skip_can_be_said_in_a_word():
+    assert spoken_steps("120-140, 300") == [[120, 140], [300, 300]]
+    assert stretches("2-3,5", after=0, steps=6) == stretches([(2, 3), (5, 5)], after=0, steps=6)
+    for wrong in ("", "140-120", "1,,2", "-3", "1-2-3", "x", "9" * 99, "\u0661"):
+        with pytest.raises(UserError, match="health.skip"):
+            spoken_steps(wrong)
 
 
 # ---- spikes --------------------------------------------------------------------------------------------------------
