@@ -70,7 +70,7 @@ def test_two_ranks_learn_what_one_process_learns(folder, stage, ema):
     ours, theirs = (load_weights(folder / name, ema=ema)[0] for name in (f"whole{stage}", "alone"))
     assert ours.keys() == theirs.keys()
     for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-6, rtol=0)
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-7, rtol=0)
     for a, b in zip(lines(folder / f"whole{stage}"), lines(folder / "alone")):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
