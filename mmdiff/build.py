@@ -24,6 +24,7 @@ from mmdiff.errors import UserError
 from mmdiff.kinds import read
 from mmdiff.parts import PARTS
 from mmdiff.roles import answers
+from mmdiff.train import ranges
 from mmdiff.train.settings import Engine, Every, Health, Optimizer, Sample
 
 WALK = ("process", "times", "noise", "report")  # what a system tells the sampler that its config chose
@@ -69,6 +70,7 @@ def parse(tree: Mapping[str, Any]) -> Run:
     from mmdiff.systems.base import System
 
     run = typing.cast(Run, settings(Run, tree, ""))
+    ranges.check(tree)
     for name, node in (("system", run.system), ("data", run.data)):
         if "kind" not in node:
             raise UserError(f"{name}.kind is missing: it says which part the other keys describe.")

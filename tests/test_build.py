@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as how
 from hypothesis import strategies as st
 from torch import nn
 
@@ -259,6 +260,7 @@ JSON = st.recursive(
 )
 
 
+@how(deadline=None)  # the first of them imports torch
 @given(st.sampled_from(["system", "data", "optimizer", "held_out", "seed", "system.denoiser", "sample.prompts"]), JSON)
 def test_whatever_is_written_is_taken_or_refused_in_words(path: str, value: Any) -> None:
     try:
