@@ -23,6 +23,7 @@ from mmdiff.config import Tree, overlay
 from mmdiff.data.loader import gather
 from mmdiff.errors import UserError
 from mmdiff.train import engine as engines
+from mmdiff.train.adopt import adopt_weights
 from mmdiff.train.engine import Engine
 from mmdiff.train.loop import train_step
 from mmdiff.train.ranks import join
@@ -73,6 +74,7 @@ def measure(tree: Tree) -> Cost:
     data, system = build.make(run.data), build.make_system(run)
     batch = gather(data, [k % len(data) for k in range(run.batch // run.accumulate)])
     data.lend(system)
+    adopt_weights(system)
     system.fit([batch])
     data.check(system)
     engine = engines.make(run, system, join(run.engine))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mmdiff import build, noise
+from mmdiff.ablate import budget
 from mmdiff.data.loader import gather
 from mmdiff.errors import UserError
 from mmdiff.export import export
@@ -113,3 +114,13 @@ def test_what_cannot_be_taken_over_is_named(codec_run: Path, tmp_path: Path) -> 
     trained(tmp_path / "d", latent())
     with pytest.raises(UserError, match="trained no autoencoder"):
         trained(tmp_path / "c", latent(run=str(tmp_path / "d")))
+
+
+def test_a_run_on_a_codec_of_another_has_a_price(codec_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"kind": "pretrained", "run": str(codec_run), "part": CODEC}
+    parts = {"kind": "diffusion", "autoencoder": node, "conditioner": TEXT, "denoiser": PAINTER, "shape": SHAPE}
+    real = build.make
+    tree = {**copy.deepcopy(BASE), "run": "runs/x", "system": parts}
+    data = build.parse(tree).data
+    monkeypatch.setattr(build, "make", lambda node: Pictures() if node == data else real(node))
+    assert budget.measure(tree).flops > 0
