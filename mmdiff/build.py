@@ -170,9 +170,13 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
 
 def _spoken(hint: Any) -> str:
     """An annotation as a person would write it."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return _spoken(hint.__metadata__[0])
     simple = isinstance(hint, type) and not typing.get_args(hint)
     if simple and hint not in (int, float, str, bool):
-        return f"a part (a mapping with a kind) that makes a {hint.__name__}"
+        return (
+            f"a part (a mapping with a kind) that makes {'an' if hint.__name__[0] in 'AEIO' else 'a'} {hint.__name__}"
+        )
     return hint.__name__ if simple else re.sub(r"\b[a-z_]+(\.\w+)*\.", "", str(hint))
 
 
@@ -181,6 +185,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
+    if origin is typing.Annotated:  # a module that plays a role
+        return all(_fits(value, asked) for asked in (hint.__origin__, *hint.__metadata__))
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in options)
     if isinstance(value, Mapping) and "kind" in value and origin not in (dict, Mapping):

@@ -9,7 +9,7 @@ eq. 8).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Annotated, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,13 @@ from mmdiff.losses import Answer, Loss, Squared
 from mmdiff.process import TARGETS, Draw, Process, Row, mix, to_x0, widen
 
 SQUARED = Squared()
+
+
+class Network(Protocol):
+    """What a denoiser asks of its network."""
+
+    def __call__(self, x: Any, t: Any, cond: Cond) -> Any:
+        """x, its times and what is known of the clips -> y of x's shape; by modality, for a joint network."""
 
 
 class Denoiser(nn.Module):
@@ -35,7 +42,7 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: Annotated[nn.Module, Network],
         *,
         process: Process,
         target: str,

@@ -1,7 +1,7 @@
 """Whether a part can play a role: what is called with (t) is no draw of times, which is called with (u, tokens=n).
 
-The one idea: a role that is a protocol or a `Callable` is known by its arguments, and so is a part, so that the two are
-compared before anything is built.
+The one idea: a role that is a protocol or a `Callable` is known by its methods and the arguments of its call, and so
+is a part, so that the two are compared before anything is built.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from typing import Any
 
 
 def answers(part: type, role: Any) -> bool:
-    """Whether what a class makes takes the arguments with which the role (a protocol or a Callable) is called."""
+    """Whether what a class makes has the methods of the role (a protocol) and takes the arguments of its call."""
+    methods = [name for name, what in vars(role).items() if inspect.isfunction(what) and name[0] != "_"]
+    if not all(hasattr(part, name) for name in methods):
+        return False
+    if methods and "__call__" not in vars(role):
+        return True
     call = _call(part)
     if call is None:
         return False
@@ -27,14 +32,13 @@ def answers(part: type, role: Any) -> bool:
 
 def _call(part: type) -> Callable[..., Any] | None:
     """What runs when an object of the class is called: the forward of a network, or its __call__."""
-    owners = [vars(base) for base in part.__mro__]
+    owners = [vars(base) for base in part.__mro__ if not base.__module__.startswith("torch.")]  # which has an empty one
     return next((owner[name] for name in ("forward", "__call__") for owner in owners if name in owner), None)
 
 
 def _arguments(role: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Stand-ins for the positional and for the named arguments of a role."""
+    """Stand-ins for the arguments of a role: those of a Callable have places, those of a protocol have names."""
     if options := typing.get_args(role):
         return ([], {}) if options[0] is Ellipsis else (list(options[0]), {})
-    _, *parameters = inspect.signature(role.__call__).parameters.values()
-    named = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return [None] * (len(parameters) - len(named)), named
+    _, *parameters = inspect.signature(role.__call__).parameters
+    return [], dict.fromkeys(parameters)

@@ -19,8 +19,9 @@ from mmdiff import build
 from mmdiff.autoencoders.pixels import Pixels
 from mmdiff.batch import Batch, ClipShape
 from mmdiff.build import check, find, make, make_system, parse
-from mmdiff.config import dump, overlay
+from mmdiff.config import dump, overlay, read
 from mmdiff.errors import UserError
+from mmdiff.parts import PARTS
 from mmdiff.process import EDM, Linear, Process
 from mmdiff.sampling import karras
 
@@ -163,9 +164,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("system.denoiser.net.width", [16], "system.denoiser.net.width"),
     ("system.denoiser.net.width", {"kind": "linear"}, "system.denoiser.net.width is a linear, but must be int"),
     ("system.shape", {"frames": 4}, "system.shape is .* must be a part .* that makes a ClipShape"),
-    ("system.denoiser.net", "dit", "system.denoiser.net is 'dit' .str.,.*makes a Module"),
+    ("system.denoiser.net", "dit", "system.denoiser.net is 'dit' .str.,.*makes a Network"),
     ("system.denoiser", {"kind": "pixels"}, "system.denoiser is a pixels, .*makes a Denoiser"),
-    ("system.autoencoder", {"kind": "linear"}, "system.autoencoder is a linear, .*makes a Module"),
+    ("system.autoencoder", {"kind": "linear"}, "system.autoencoder is a linear, .*makes an Autoencoder"),
     ("system.grid", "uniform", "system.grid is 'uniform'"),
     ("system", {"kind": "pixels"}, "system is a pixels, .*makes a System"),
     # values that no type rules out
@@ -290,3 +291,44 @@ def test_a_kind_replaced_on_the_command_line_leaves_no_key_behind() -> None:
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run: it holds no config.yaml"):
         build.load(tmp_path)
+
+
+SLOTS = {  # key of a system -> kinds that play its role, which other keys may still be missing for
+    "joint": {
+        "system.video": "pca",
+        "system.audio": "mel",
+        "system.conditioner": "text",
+        "system.denoiser.net": "joint_dit",
+    },
+    "diffusion": {"system.autoencoder": "pixels", "system.conditioner": "text", "system.denoiser.net": "unet"},
+}
+
+
+@pytest.mark.parametrize("system", SLOTS)
+def test_no_part_plays_the_role_of_another(system: str) -> None:
+    """Every kind in every slot of a system: either it plays that role, or one paragraph refuses it."""
+    file = "configs/sounding_objects/joint.yaml" if system == "joint" else "configs/lineage/ddpm.yaml"
+    for slot, own in SLOTS[system].items():
+        fitting = {own}
+        for kind in PARTS:
+            try:
+                parse(read(file, [f"{slot}={{kind: {kind}}}"]))
+                fitting.add(kind)
+            except UserError as error:
+                assert "\n\n" not in str(error)
+        families = {kind: PARTS[kind].split(":")[0].split(".")[1] for kind in fitting}
+        assert len(set(families.values())) == 1, (slot, families)
+
+
+@pytest.mark.parametrize(
+    ("slot", "node", "asked"),
+    [
+        ("conditioner", "{kind: pixels}", "Conditioner"),
+        ("autoencoder", "{kind: text, width: 8}", "Autoencoder"),
+        ("denoiser.net", "{kind: pixels}", "Network"),
+        ("denoiser.net", "{kind: text, width: 8}", "Network"),
+    ],
+)
+def test_the_role_that_is_asked_for_is_named(slot: str, node: str, asked: str) -> None:
+    with pytest.raises(UserError, match=f"system.{slot} is a .*, but must be a part .* makes an? {asked}"):
+        parse(read("configs/lineage/ddpm.yaml", [f"system.{slot}={node}"]))

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from mmdiff.batch import Batch, ClipShape
+from mmdiff.batch import Batch, ClipShape, Cond
 from mmdiff.guidance import Guide
 from mmdiff.sampling import Sampler
 
@@ -36,6 +36,13 @@ class Autoencoder(Protocol):
 
     def seconds(self, steps: int, *, rate: float) -> Tensor:
         """Midpoints of the latent time steps (steps,)."""
+
+
+class Conditioner(Protocol):
+    """What a system asks of its conditioner."""
+
+    def __call__(self, batch: Batch) -> Cond:
+        """What a batch says of its clips."""
 
 
 class System(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from mmdiff.errors import UserError
 from mmdiff.guidance import Guide, as_guide
 from mmdiff.process import Denoise, Process, widen
 from mmdiff.sampling import SAMPLERS, Sampler, uniform
-from mmdiff.systems.base import Autoencoder, Logs, Report, System
+from mmdiff.systems.base import Autoencoder, Conditioner, Logs, Report, System
 from mmdiff.systems.given import learned, unknown_mean, whole
 from mmdiff.systems.levels import by_level, positions, present
 from mmdiff.systems.packing import chanced, packed_loss
@@ -40,8 +40,8 @@ class Diffusion(System):
     def __init__(
         self,
         *,
-        autoencoder: nn.Module,
-        conditioner: nn.Module,
+        autoencoder: Annotated[nn.Module, Autoencoder],
+        conditioner: Annotated[nn.Module, Conditioner],
         denoiser: Denoiser,
         shape: ClipShape,
         modality: Literal["video", "audio"] = "video",

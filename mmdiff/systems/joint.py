@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from mmdiff.coupling import Coupling, SharedCoupling
 from mmdiff.denoiser import Denoiser
 from mmdiff.process import widen
 from mmdiff.sampling import uniform
+from mmdiff.systems.base import Autoencoder, Conditioner
 from mmdiff.systems.diffusion import UNSAID, Diffusion, decode_with, latents
 from mmdiff.systems.weights import FixedWeights, Weights
 
@@ -32,9 +33,9 @@ class Joint(Diffusion):
     def __init__(
         self,
         *,
-        video: nn.Module,
-        audio: nn.Module,
-        conditioner: nn.Module,
+        video: Annotated[nn.Module, Autoencoder],
+        audio: Annotated[nn.Module, Autoencoder],
+        conditioner: Annotated[nn.Module, Conditioner],
         denoiser: Denoiser,
         shape: ClipShape,
         drop: float = 0.1,
