@@ -13,7 +13,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from mmdiff.config import overlay
 from mmdiff.errors import UserError
 from mmdiff.kinds import read
 from mmdiff.parts import PARTS
-from mmdiff.roles import answers
+from mmdiff.roles import plays
 from mmdiff.train import ranges
 from mmdiff.train.settings import Engine, Every, Health, Optimizer, Sample
 
@@ -190,7 +190,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in options)
     if isinstance(value, Mapping) and "kind" in value and origin not in (dict, Mapping):
-        return _makes(find(value["kind"], ""), hint)
+        return plays(find(value["kind"], ""), hint)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint in (int, str, bool, type(None)):
@@ -204,14 +204,6 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(_fits(item, options[1]) for item in value.values())
     return False  # an object, which only a kind can make
-
-
-def _makes(part: Any, hint: Any) -> bool:
-    """Whether what a kind makes can be what an annotation asks for; functions are taken on trust."""
-    asked = typing.get_origin(hint) or hint
-    if asked is Callable or getattr(asked, "_is_protocol", False):
-        return not isinstance(part, type) or answers(part, hint)
-    return isinstance(part, type) and isinstance(asked, type) and issubclass(part, asked)
 
 
 def sampling_parts(choices: Mapping[str, Any], path: str = "sample") -> dict[str, Any]:

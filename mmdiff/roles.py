@@ -12,6 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 
+def plays(part: Any, hint: Any) -> bool:
+    """Whether what a kind makes can be what an annotation asks for; functions are taken on trust."""
+    asked = typing.get_origin(hint) or hint
+    if asked is Callable or getattr(asked, "_is_protocol", False):
+        return not isinstance(part, type) or answers(part, hint)
+    return isinstance(part, type) and isinstance(asked, type) and issubclass(part, asked)
+
+
 def answers(part: type, role: Any) -> bool:
     """Whether what a class makes has the methods of the role (a protocol) and takes the arguments of its call."""
     methods = [name for name, what in vars(role).items() if inspect.isfunction(what) and name[0] != "_"]
