@@ -174,9 +174,8 @@ def _spoken(hint: Any) -> str:
         return _spoken(hint.__metadata__[0])
     simple = isinstance(hint, type) and not typing.get_args(hint)
     if simple and hint not in (int, float, str, bool):
-        return (
-            f"a part (a mapping with a kind) that makes {'an' if hint.__name__[0] in 'AEIO' else 'a'} {hint.__name__}"
-        )
+        article = "an" if hint.__name__[0] in "AE" else "a"
+        return f"a part (a mapping with a kind) that makes {article} {hint.__name__}"
     return hint.__name__ if simple else re.sub(r"\b[a-z_]+(\.\w+)*\.", "", str(hint))
 
 

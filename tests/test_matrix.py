@@ -323,8 +323,8 @@ WRONG: list[tuple[str, Tree, str]] = [  # the net that is built otherwise, the k
     ),
     ("dit", {"system.denoiser.target": "velocity"}, "choose one of x0, eps, flow, v"),
     ("dit", {"system.denoiser.draw": {"kind": "shifted", "draw": {"kind": "loss_aware"}}}, "make it the draw itself"),
-    ("dit", {"system.denoiser.draw": {"kind": "log_normal", "process": {"kind": "linear"}}}, "makes a EDM"),
-    ("dit", {"system.grid": {"kind": "karras_grid", "process": {"kind": "linear"}}}, "makes a EDM"),
+    ("dit", {"system.denoiser.draw": {"kind": "log_normal", "process": {"kind": "linear"}}}, "makes an EDM"),
+    ("dit", {"system.grid": {"kind": "karras_grid", "process": {"kind": "linear"}}}, "makes an EDM"),
     ("dit", {"system.grid": UNIFORM}, "system.grid is a uniform, but must be Callable"),
     ("dit", {"system.tasks": {"video_to_audio": 1.0}}, "video_to_audio needs audio"),
     (
