@@ -1,4 +1,4 @@
-"""Which words does a model hear? python tools/listen.py RUN --n 64"""
+"""What a model believes of real clips: which words it hears, or bits per number. python tools/listen.py RUN --n 64"""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=1, help="of the noise, the exchanges and the intervals (default 1)")
     add("--no-ema", dest="ema", action="store_false", help="the raw weights instead of their moving average")
     add("--device", default="cpu", help="such as cuda:0 (default cpu)")
-    add("--out", metavar="FILE", help="the JSON (default RUN/words.json)")
+    add("--bits", type=int, metavar="STEPS", help="instead: bits per number of the clips, bounded in so many steps")
+    add("--out", metavar="FILE", help="the JSON (default RUN/words.json or RUN/bits.json)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> None:
     """Listen, print the table and where it is kept."""
     args = parse(argv)
-    from mmdiff.evaluate.words import listen, table
+    from mmdiff.evaluate import bits, words
 
-    result, path = listen(
-        args.run, split=args.split, n=args.n, seed=args.seed, ema=args.ema, device=args.device, out=args.out
-    )
-    print(table(result), path, sep="\n")
+    options = {name: getattr(args, name) for name in ("split", "n", "seed", "ema", "device", "out")}
+    if args.bits is not None:
+        found, path = bits.bits(args.run, steps=args.bits, **options)
+        print(bits.table(found), path, sep="\n")
+    else:
+        heard, path = words.listen(args.run, **options)
+        print(words.table(heard), path, sep="\n")
 
 
 if __name__ == "__main__":

@@ -10,26 +10,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from mmdiff import build, noise
+from mmdiff import noise
 from mmdiff.batch import Batch
 from mmdiff.coupling import local
-from mmdiff.data.loader import gather
 from mmdiff.errors import UserError
-from mmdiff.evaluate.clips import data_of
+from mmdiff.evaluate.asking import each
 from mmdiff.files import write_text
 from mmdiff.metrics.statistics import interval
 from mmdiff.process import time_of, widen
-from mmdiff.progress import bar
 from mmdiff.world.exchange import WORDS, exchanged
 
 LEVELS = torch.logspace(1.5, 0, 10, dtype=torch.float64)  # s / a: where less noise is left, the clip speaks for itself
-PART = 32  # clips at once
 Errors = dict[str, Tensor]  # modality -> squared error of x0, summed over a clip (b,)
 Result = dict[str, dict[str, Any]]
 
@@ -50,18 +48,12 @@ def listen(
     right: the share of clips, of those whose caption states the fact, whose own caption is the likelier one (chance:
     0.5). Raises UserError where no caption states a fact of the world, or the run is no diffusion with a caption.
     """
-    system, _, _ = build.load(run, ema=ema, device=device)
-    if not hasattr(system, "denoiser"):
-        raise UserError(f"{run} is no diffusion model, so that there are no words for it to hear.")
-    source = build.make(build.overlay(data_of(run), {"split": split}))
-    count, found = min(n, len(source)), cast(dict[str, dict[str, list[float]]], {})
-    with bar("listening", total=count, show=progress) as advance:
-        for first in range(0, count, PART):
-            batch = gather(source, range(first, min(first + PART, count)))
-            for fact, nats in listened(system, batch, seed=seed).items():
-                for name, values in nats.items():
-                    found.setdefault(fact, {}).setdefault(name, []).extend(values.tolist())
-            advance(len(batch["id"]))
+    found = cast(dict[str, dict[str, list[float]]], {})
+    ask = partial(listened, seed=seed)
+    for heard in each(run, ask, split=split, n=n, ema=ema, device=device, label="listening", progress=progress):
+        for fact, nats in heard.items():
+            for name, values in nats.items():
+                found.setdefault(fact, {}).setdefault(name, []).extend(values.tolist())
     if not found:
         raise UserError(f"No caption of the split {split} states a fact that could be exchanged ({', '.join(WORDS)}).")
     result = {fact: summary(nats, seed=seed) for fact, nats in found.items()}
