@@ -22,6 +22,7 @@ from mmdiff.guidance import GUIDES
 from mmdiff.parts import PARTS
 from mmdiff.process import TARGETS
 from mmdiff.sampling import SAMPLERS
+from mmdiff.systems import fitting
 from mmdiff.systems.diffusion import Diffusion
 
 Tree = dict[str, Any]
@@ -293,7 +294,7 @@ WRONG: list[tuple[str, Tree, str]] = [  # the net that is built otherwise, the k
     ("dit", {f"{NET}.modality": "audio"}, "DiT denoises audio, but the system makes video"),
     ("unet of sound", {f"{NET}.modality": "video"}, "UNet denoises video, but the system makes audio"),
     ("dit", {f"{SYSTEM}.modality": "smell"}, "system.modality is 'smell'"),
-    ("dit", {NET: TEXT}, "Text denoises nothing"),
+    ("dit", {NET: TEXT}, "system.denoiser.net is a text, but must be a part .* that makes a Network"),
     ("dit", {f"{NET}.channels": 5}, "channels: the network was built for 5, but the latent has 3"),
     ("unet", {f"{NET}.channels": 5}, "channels: the network was built for 5, but the latent has 3"),
     ("joint_dit", {f"{NET}.video.channels": 5}, "channels: the network was built for 5, but the latent has 3"),
@@ -353,6 +354,14 @@ def test_a_key_that_does_not_fit_says_why(net: str, keys: Tree, why: str) -> Non
         config = overlaid(config, path.split("."), value)
     with pytest.raises(UserError, match=why):
         walk(config)
+
+
+def test_a_network_that_names_no_modality_is_told_so() -> None:
+    """What a config cannot do any more, Python still can."""
+    system = make_system(parse(tree({"net": "dit"})))
+    system.denoiser.net = torch.nn.Identity()
+    with pytest.raises(UserError, match="Identity denoises nothing, but the system makes video"):
+        fitting.check(system)
 
 
 def overlaid(node: Tree, path: list[str], value: Any) -> Tree:
