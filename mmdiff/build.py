@@ -7,13 +7,11 @@ anything is built, with the path of the key and the nearest valid name.
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,8 +19,7 @@ from typing import Any
 
 from mmdiff.config import overlay
 from mmdiff.errors import UserError
-from mmdiff.kinds import read
-from mmdiff.parts import PARTS
+from mmdiff.kinds import find, nearest, read
 from mmdiff.roles import plays
 from mmdiff.train import ranges
 from mmdiff.train.settings import Engine, Every, Health, Optimizer, Sample
@@ -138,25 +135,11 @@ def _check_part(node: Mapping[str, Any], path: str, later: Sequence[str]) -> Non
             raise UserError(f"{path}.{name} is missing: {node['kind']} needs it.")
 
 
-def find(kind: Any, path: str) -> Any:
-    """The class or function that a kind names."""
-    if not isinstance(kind, str) or kind not in PARTS:
-        near = _nearest(str(kind), PARTS)
-        raise UserError(f"{path}.kind: there is no {kind!r}{near} The kinds are {', '.join(PARTS)}.")
-    module, name = PARTS[kind].split(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def _check_names(given: Mapping[str, Any], known: Sequence[str], path: str) -> None:
     for name in given:
         if name not in known:
-            where, near = f"{path}: " if path else "", _nearest(str(name), known)
+            where, near = f"{path}: " if path else "", nearest(str(name), known)
             raise UserError(f"{where}there is no key {name!r}{near} The keys are {', '.join(known) or 'none'}.")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def _typed(value: Any, hint: Any, path: str) -> Any:
@@ -215,7 +198,7 @@ def sampling_parts(choices: Mapping[str, Any], path: str = "sample") -> dict[str
         node = {"kind": made.get(name)} if isinstance(made.get(name), str) else made.get(name)
         if isinstance(node, Mapping):
             if node.get("kind") not in known:
-                near = _nearest(str(node.get("kind")), known)
+                near = nearest(str(node.get("kind")), known)
                 raise UserError(
                     f"{path}.{name}: there is no {node.get('kind')!r}{near} Choose one of {', '.join(known)}."
                 )

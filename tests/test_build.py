@@ -18,9 +18,10 @@ from torch import nn
 from mmdiff import build
 from mmdiff.autoencoders.pixels import Pixels
 from mmdiff.batch import Batch, ClipShape
-from mmdiff.build import check, find, make, make_system, parse
+from mmdiff.build import check, make, make_system, parse
 from mmdiff.config import dump, overlay, read
 from mmdiff.errors import UserError
+from mmdiff.kinds import find
 from mmdiff.parts import PARTS
 from mmdiff.process import EDM, Linear, Process
 from mmdiff.sampling import karras
@@ -109,7 +110,7 @@ def test_the_grid_of_karras_in_yaml(tmp_path: Path) -> None:
 
 
 def test_parts_of_the_table_exist() -> None:
-    for kind in build.PARTS:
+    for kind in PARTS:
         assert callable(find(kind, "x")), kind
 
 
@@ -270,7 +271,7 @@ def test_whatever_is_written_is_taken_or_refused_in_words(path: str, value: Any)
         pass
 
 
-@given(st.sampled_from(list(build.PARTS)), st.dictionaries(st.sampled_from(["width", "path", "net", "parts"]), JSON))
+@given(st.sampled_from(list(PARTS)), st.dictionaries(st.sampled_from(["width", "path", "net", "parts"]), JSON))
 def test_every_kind_refuses_in_words(kind: str, keys: Mapping[str, Any]) -> None:
     try:
         check({"kind": kind, **keys}, "x")

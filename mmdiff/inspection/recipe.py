@@ -15,6 +15,7 @@ from mmdiff.data.buckets import Buckets
 from mmdiff.data.clips import Clips
 from mmdiff.data.window import Policy
 from mmdiff.errors import UserError
+from mmdiff.kinds import find
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def from_config(config: str, overrides: Sequence[str], path: str | Path) -> Reci
     import torch
 
     run = build.parse(build.read(config, [*overrides, f"data.path={json.dumps(str(path))}"]))
-    if build.find(run.data["kind"], "data") is not Clips:
+    if find(run.data["kind"], "data") is not Clips:
         raise UserError(f"{config}: data.kind is {run.data['kind']}; only clips can be inspected.")
     if run.data.get("latents") is not None:
         raise UserError(
