@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmdiff import build
+from mmdiff import build, noise
 from mmdiff.config import dump
 from mmdiff.data import media
 
@@ -32,7 +32,7 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A folder of clips, which nobody may write to, and what the tools need beside it."""
     here = tmp_path_factory.mktemp("sources")
     (data := here / "data").mkdir()
-    draw = torch.Generator().manual_seed(0)
+    draw = noise.generator(0)
     for i in range(6):
         video = (torch.rand(8, 16, 16, 3, generator=draw) * 255).to(torch.uint8)
         media.write_clip(data / f"{i}.mp4", video, fps=8, audio=torch.rand(1, 8000, generator=draw) - 0.5, rate=8000)
