@@ -29,13 +29,14 @@ def main(argv: list[str]) -> None:
     """Listen, print the table and where it is kept."""
     args = parse(argv)
     from mmdiff.evaluate import bits, words
+    from mmdiff.evaluate.asking import Asked
 
-    options = {name: getattr(args, name) for name in ("split", "n", "seed", "ema", "device", "out")}
+    asked = Asked(args.run, args.split, args.n, args.seed, args.ema, args.device)
     if args.bits is not None:
-        found, path = bits.bits(args.run, steps=args.bits, **options)
+        found, path = bits.bits(asked, steps=args.bits, out=args.out)
         print(bits.table(found), path, sep="\n")
     else:
-        heard, path = words.listen(args.run, **options)
+        heard, path = words.listen(asked, out=args.out)
         print(words.table(heard), path, sep="\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,18 @@ from mmdiff.autoencoders.pixels import Pixels
 from mmdiff.batch import Batch
 from mmdiff.coupling import SharedCoupling
 from mmdiff.errors import UserError
-from mmdiff.evaluate.asking import each
-from mmdiff.files import write_text
+from mmdiff.evaluate.asking import Asked
 from mmdiff.losses import bits_per_dim
 from mmdiff.metrics.statistics import interval
 
 Bits = dict[str, dict[str, float]]
 
 
-def bits(
-    run: str | Path,
-    *,
-    steps: int,
-    split: str = "iid",
-    n: int = 64,
-    seed: int = 1,
-    ema: bool = True,
-    device: str = "cpu",
-    out: str | Path | None = None,
-    progress: bool = True,
-) -> tuple[Bits, Path]:
-    """ "prior", "steps", "data" and "total" -> interval over the first n clips of a split, and its JSON file."""
-    ask = partial(bound, steps=steps, seed=seed)
-    parts = list(each(run, ask, split=split, n=n, ema=ema, device=device, label="bits", progress=progress))
-    found = {name: interval([v for part in parts for v in part[name]], seed=seed).row() for name in parts[0]}
-    path = Path(out or Path(run) / "bits.json")
-    said = {"split": split, "seed": seed, "ema": ema, "steps": steps, "bits": found}
-    write_text(path, json.dumps(said, indent=1) + "\n")
-    return found, path
+def bits(asked: Asked, *, steps: int, out: str | Path | None = None) -> tuple[Bits, Path]:
+    """ "prior", "steps", "data" and "total" -> interval over the clips, and the JSON file that holds them."""
+    parts = list(asked.each(partial(bound, steps=steps, seed=asked.seed), label="bits"))
+    found = {name: interval([v for part in parts for v in part[name]], seed=asked.seed).row() for name in parts[0]}
+    return found, asked.keep(out, "bits.json", steps=steps, bits=found)
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ is exchanged, and nats say how much less the model believes in it. Both captions
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,7 @@ from mmdiff import noise
 from mmdiff.batch import Batch
 from mmdiff.coupling import local
 from mmdiff.errors import UserError
-from mmdiff.evaluate.asking import each
-from mmdiff.files import write_text
+from mmdiff.evaluate.asking import Asked
 from mmdiff.metrics.statistics import interval
 from mmdiff.process import time_of, widen
 from mmdiff.world.exchange import WORDS, exchanged
@@ -32,34 +30,21 @@ Errors = dict[str, Tensor]  # modality -> squared error of x0, summed over a cli
 Result = dict[str, dict[str, Any]]
 
 
-def listen(
-    run: str | Path,
-    *,
-    split: str = "iid",
-    n: int = 64,
-    seed: int = 1,
-    ema: bool = True,
-    device: str = "cpu",
-    out: str | Path | None = None,
-    progress: bool = True,
-) -> tuple[Result, Path]:
-    """fact -> {"right": interval, "nats": {modality: interval}} over the first n clips of a split, and its JSON file.
+def listen(asked: Asked, *, out: str | Path | None = None) -> tuple[Result, Path]:
+    """fact -> {"right": interval, "nats": {modality: interval}}, and the JSON file that holds them.
 
     right: the share of clips, of those whose caption states the fact, whose own caption is the likelier one (chance:
     0.5). Raises UserError where no caption states a fact of the world, or the run is no diffusion with a caption.
     """
     found = cast(dict[str, dict[str, list[float]]], {})
-    ask = partial(listened, seed=seed)
-    for heard in each(run, ask, split=split, n=n, ema=ema, device=device, label="listening", progress=progress):
+    for heard in asked.each(partial(listened, seed=asked.seed), label="listening"):
         for fact, nats in heard.items():
             for name, values in nats.items():
                 found.setdefault(fact, {}).setdefault(name, []).extend(values.tolist())
     if not found:
-        raise UserError(f"No caption of the split {split} states a fact that could be exchanged ({', '.join(WORDS)}).")
-    result = {fact: summary(nats, seed=seed) for fact, nats in found.items()}
-    path = Path(out or Path(run) / "words.json")
-    write_text(path, json.dumps({"split": split, "seed": seed, "ema": ema, "facts": result}, indent=1) + "\n")
-    return result, path
+        raise UserError(f"No caption of {asked.split} states a fact that could be exchanged ({', '.join(WORDS)}).")
+    result = {fact: summary(nats, seed=asked.seed) for fact, nats in found.items()}
+    return result, asked.keep(out, "words.json", facts=result)
 
 
 @torch.no_grad()
