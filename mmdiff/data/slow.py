@@ -13,6 +13,7 @@ from typing import Any
 
 TIMES, SECONDS = 10.0, 1.0  # a slow clip takes more than so many medians, and more than so many seconds
 RECENT, ENOUGH = 1000, 20  # readings that the median is of, and those that it needs
+TOLD = 5  # slow clips that the console names; the run's log names all
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,15 @@ class Slow:
             if seconds > TIMES * usual:
                 self.named.add(name)
                 self.new.append({"id": name, "seconds": seconds, "median": usual})
-                log.warning("slow clip %s: %.1f s to decode, the median is %.2f s", name, seconds, usual)
+                self._tell(name, seconds, usual)
         self.recent.append(seconds)
+
+    def _tell(self, name: str, seconds: float, usual: float) -> None:
+        """On the console, where a busy machine makes every clip slow: the first few, then where the others stand."""
+        if self.count <= TOLD:
+            log.warning("slow clip %s: %.1f s to decode, the median is %.2f s", name, seconds, usual)
+        elif self.count == TOLD + 1:
+            log.warning("more clips are slow; log.jsonl names every one. Is the machine or its storage busy?")
 
     def news(self) -> tuple[int, list[Row]]:
         """(count, new), after which nothing is new."""

@@ -12,7 +12,7 @@ import pytest
 from mmdiff.data.clips import Clips
 from mmdiff.data.decoder import Decoder
 from mmdiff.data.loader import loader
-from mmdiff.data.slow import ENOUGH, SECONDS, Slow, described
+from mmdiff.data.slow import ENOUGH, SECONDS, TOLD, Slow, described
 
 
 def test_a_slow_clip_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -24,6 +24,14 @@ def test_a_slow_clip_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
         slow.see(name, seconds)
     assert slow.news() == (1, [{"id": "far", "seconds": 2.5, "median": 0.2}]) and slow.news() == (1, [])
     assert [record.message for record in caplog.records] == ["slow clip far: 2.5 s to decode, the median is 0.20 s"]
+
+
+def test_the_console_stops_where_everything_is_slow_and_the_log_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    slow = Slow()
+    for k in range(ENOUGH + 3 * TOLD):
+        slow.see(f"{k}", 0.1 if k < ENOUGH else 2.0)
+    assert slow.news()[0] == 3 * TOLD and len(caplog.records) == TOLD + 1
+    assert "log.jsonl names every one" in caplog.records[-1].message
 
 
 def test_quick_clips_are_never_slow() -> None:
