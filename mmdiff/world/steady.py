@@ -15,6 +15,7 @@ Floats = NDArray[np.floating]
 
 EXPLAINED = 0.5  # share of the residual's power that a move must take away over the clip
 CONTRAST = 0.0005  # of full white: less residual than this is rounding
+TEXTURE = 0.012  # of full white: deviation of the mean ground; a plain one has less, noisy or not, a live one more
 ENOUGH = 240  # pixels of ground a frame, twenty for each number that is fitted; fewer prove nothing
 SEEN = 0.25  # of the frames in which a pixel must show the ground
 SMOOTH = 3  # degree of a polynomial that tells how light changes over the picture
@@ -32,10 +33,10 @@ def camera(x: Floats, objects: NDArray[np.bool_]) -> Floats:
     known = _inner(~_grown((free.mean(axis=0) < SEEN)[None], 1)[0])
     weight = (free & known).reshape(len(x), -1).astype(np.float64)  # t n
     even, rest = grey, np.zeros((len(x), 2))
-    if weight.sum() < ENOUGH * len(x) or np.ptp(grey[free]) < CONTRAST:
+    if weight.sum() < ENOUGH * len(x) or _mean(grey, free)[known].std() < TEXTURE:
         return rest
     for _ in range(ROUNDS):  # parts of the ground that are seen at different times are seen in different light
-        mean = (even * free).sum(axis=0) / np.maximum(free.sum(axis=0), 1)
+        mean = _mean(even, free)
         error = (grey - mean).reshape(len(x), -1)
         lights, moves = _effects(mean)
         both, found = _fit(error, weight, np.concatenate([lights, moves]))
@@ -45,6 +46,11 @@ def camera(x: Floats, objects: NDArray[np.bool_]) -> Floats:
     if dim <= CONTRAST**2 * weight.sum() or both > (1 - EXPLAINED) * dim:
         return rest
     return found[:, -2:] - found[:, -2:].mean(axis=0)
+
+
+def _mean(grey: Floats, free: NDArray[np.bool_]) -> Floats:
+    """The clip's ground where it is free (t h w) -> (h w)."""
+    return np.asarray((grey * free).sum(axis=0) / np.maximum(free.sum(axis=0), 1))
 
 
 def _effects(mean: Floats) -> tuple[Floats, Floats]:
