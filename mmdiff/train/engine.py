@@ -198,7 +198,8 @@ def make(run: Run, system: Any, ranks: Ranks) -> Engine:
 
 def compile_blocks(system: nn.Module) -> None:
     """Compile the methods that modules name as `hot`; lengths of text that vary become dynamic by themselves."""
-    _wrap(system, torch.compile, "hot")
+    if not _wrap(system, torch.compile, "hot"):
+        raise UserError("engine.compile: this system has no blocks that are worth compiling; set it to false.")
 
 
 def recompute_blocks(system: nn.Module) -> None:

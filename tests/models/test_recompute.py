@@ -123,6 +123,8 @@ def test_compiled_blocks_can_be_computed_twice(monkeypatch: pytest.MonkeyPatch) 
 def test_a_system_without_such_methods_is_refused() -> None:
     with pytest.raises(UserError, match="engine.checkpoint_activations"):
         recompute_blocks(nn.Linear(1, 1))
+    with pytest.raises(UserError, match="engine.compile"):
+        compile_blocks(UNet(**test_unet.SMALL))  # found: U-Nets were left as they are, and nobody was told
 
 
 def price(name: str, case: Case, rounds: int = 3) -> None:
