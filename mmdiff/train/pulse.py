@@ -17,11 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mmdiff import records
 from mmdiff.files import write_text
 from mmdiff.train.memory import advice
 from mmdiff.train.ranks import OwnError, Ranks
 
 NAMED = 16  # clips
+SAID = {"rank": int, "phase": str, "step": int, "ids": [str]}
 
 
 class Pulse(threading.Thread):
@@ -68,7 +70,7 @@ class Pulse(threading.Thread):
             with suppress(OSError, ValueError):
                 if rank != self.ranks.rank:
                     ago = self.path(self.ranks.rank).stat().st_mtime - self.path(rank).stat().st_mtime
-                    yield max(0.0, ago), json.loads(self.path(rank).read_text(encoding="utf-8"))
+                    yield max(0.0, ago), records.parsed(self.path(rank).read_text(encoding="utf-8"), SAID)
 
     def stop(self, *, remove: bool) -> None:
         """End the thread; the file of a rank that ended well goes."""

@@ -191,13 +191,15 @@ def test_whoever_fails_names_its_place_and_who_has_been_silent(tmp_path, capfd):
         other = pulse.Pulse(tmp_path, Ranks(rank=rank, world=3), 1.0)
         other.at(phase, 6, ["x"] * (rank == 1))
         other.beat()
-    with pytest.raises(RuntimeError), pulse.pulse(tmp_path, Ranks(world=3), every=1.0) as here:
+    (tmp_path / "ranks/rank-00003.json").write_text('{"rank": 3, "phase": "data", "step": 6, "ids": [1]}')  # garbled
+    with pytest.raises(RuntimeError), pulse.pulse(tmp_path, Ranks(world=4), every=1.0) as here:
         here.at("training", 7, ["a", "b"])
         raise RuntimeError("Timed out")
     said = capfd.readouterr().err
     assert "rank 0 failed in training of step 7, clips a, b\n" in said
     assert "rank 1 was last heard 0 s ago in training of step 6, clips x\n" in said
     assert "rank 2 was last heard 0 s ago in data of step 6\n" in said
+    assert "rank 3" not in said
 
 
 def test_a_rank_that_is_stopped_lets_the_other_fail_in_time_and_be_named(tmp_path):
