@@ -1,10 +1,11 @@
 # make install   an environment of its own in $(VENV)
 # make demo      from nothing to runs/demo/report.html; again: it continues (STEPS=200: shorter training, weaker clips)
-# make test      style, types and tests, as .ci/run runs them
+# make test      style, types and tests, as .ci/run runs them (WORKERS=4: more files at once)
 # make soak      hours: kills, stops, 5,000 decodes, the suite 20 times; a table at the end (SOAK="--only kills")
 
 VENV ?= .venv
 PYTHON ?= python3
+WORKERS ?= 2
 
 bin := $(abspath $(VENV))/bin
 export PATH := $(bin):$(PATH)
@@ -45,7 +46,7 @@ test: $(VENV)/.installed-test
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy mmdiff
-	$(bin)/pytest
+	OMP_NUM_THREADS=1 $(bin)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/.installed-test
 	$(bin)/python tests/soak $(SOAK)

@@ -50,10 +50,10 @@ def resident(pid: int) -> int:
 
 
 def suites(soak: Soak) -> str:
-    """The whole suite, again and again."""
-    counts = []
+    """The whole suite as `make test` runs it, again and again."""
+    counts, shared = [], ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     for number in range(soak.suites):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *shared]
         done = subprocess.run(command, cwd=launch.ROOT, env=launch.environment(), capture_output=True, text=True)
         last = done.stdout.strip().splitlines()[-1]
         failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
