@@ -105,11 +105,11 @@ def summary(found: dict[str, list[float]], *, seed: int) -> dict[str, Any]:
 
 def table(result: Result) -> str:
     """The result as lines to print."""
-    lines = [f"{'fact':<12}{'clips':>6}   own caption likelier   nats"]
+    lines = [f"{'fact':<14}{'clips':>6}   own caption likelier   nats"]
     for fact, row in result.items():
         right = row["right"]
         each = ", ".join(f"{m} {v['value']:.2f} ({v['low']:.2f} to {v['high']:.2f})" for m, v in row["nats"].items())
-        lines.append(f"{fact:<12}{right['n']:>6}   {_share(right):<20}   {each}")
+        lines.append(f"{fact:<14}{right['n']:>6}   {_share(right):<20}   {each}")
     return "\n".join(lines)
 
 

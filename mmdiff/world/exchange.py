@@ -16,7 +16,8 @@ WORDS: dict[str, Rows] = {  # fact -> rows of phrases that mean its values; a wa
     "colour": (tuple(COLOURS),),
     "shape": tuple(zip(*SHAPE_WORDS.values(), strict=True)),
     "size": tuple(zip(*SIZE_WORDS.values(), strict=True)),
-    "direction": (("left", "right"), ("up", "down"), ("top", "bottom")),
+    "left or right": (("left", "right"),),
+    "up or down": (("up", "down"), ("top", "bottom")),
     "bounces": tuple(zip(*COUNT_WORDS.values(), strict=True)),
     "timbre": (("bell", "wood", "click"),),
 }
