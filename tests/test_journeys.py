@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -109,9 +110,10 @@ def test_an_interrupted_run_saves_and_leaves_nobody_behind(folder, who):
         "tools/train.py", *options(folder, run.name), zero(1), "steps=100000", "every.save=50000"
     )
     try:
-        ranks = wait_for(lambda: trained(run) and processes(str(run), "--local_rank"), 120)
+        found = wait_for(lambda: trained(run) and processes(str(run), "--local_rank"), 120)
         if who == "rank":
-            os.kill(ranks[0], signal.SIGTERM)
+            rank = next(pid for pid in found if parent(pid) not in found)  # not a decoder, which has its command line
+            os.kill(rank, signal.SIGTERM)
         else:
             process.send_signal(signal.SIGKILL if "once" in who else signal.SIGTERM)
         code, output = launch.finish(process, 60)
@@ -141,7 +143,12 @@ def processes(*words: str) -> list[int]:
             continue
         if all(word in line for word in words) and "launcher" not in line:
             found.append(int(path.parent.name))
-    return sorted(found)
+    return found
+
+
+def parent(pid: int) -> int:
+    """Who started a process; numbers of processes begin anew after the greatest, so the least one may be a child."""
+    return int(re.search(r"^PPid:\s*(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.M)[1])
 
 
 def wait_for(condition, seconds: float):
